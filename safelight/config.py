@@ -1,0 +1,164 @@
+"""Settings: one frozen tree from a TOML file, the environment and flags, in that order, checked once. The only reader of os.environ."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from safelight.errors import ConfigError
+
+PREFIX = "SAFELIGHT_"
+"""Environment variables are this plus the path of the setting: SAFELIGHT_SERVER__PORT=8001."""
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerSettings(_Section):
+    """The door."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on. Loopback unless told otherwise.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="Host headers answered besides loopback names; `*` answers all."
+    )
+    sync_timeout_seconds: Seconds = Field(
+        180.0, description="How long a call without webhook waits before it answers 504."
+    )
+    max_body_bytes: int = Field(64 * 1024, ge=1024, description="Largest request body.")
+    receive_timeout_seconds: Seconds = Field(15.0, description="A request must have arrived whole by then.")
+    max_queued_runs: int = Field(1000, ge=1, description="Runs that may wait; more are refused with 429.")
+
+
+class StoreSettings(_Section):
+    """Runs, keys, deployments and pictures."""
+
+    database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; unset: SQLite in the data folder.")
+    retention_days: float = Field(30.0, gt=0, description="Ended runs and their images are kept this long.")
+    prune_interval_seconds: Seconds = Field(600.0, description="How often expired runs and orphan files are removed.")
+
+
+class WorkerSettings(_Section):
+    """One process per device."""
+
+    devices: tuple[str, ...] = Field((), description="torch devices, one worker each; empty: every GPU, else the CPU.")
+    lease_seconds: Seconds = Field(60.0, description="A claim not renewed for this long is another worker's.")
+    heartbeat_seconds: Seconds = Field(
+        15.0, description="How often a claim is renewed while the engine makes progress."
+    )
+    progress_seconds: Seconds = Field(0.5, description="How often progress is written for watched and running runs.")
+    poll_seconds: Seconds = Field(1.0, description="How often the store is asked for work when no hint came.")
+    stall_seconds: Seconds = Field(
+        300.0, description="An engine without a finished step for this long is taken for hung."
+    )
+    drain_seconds: Seconds = Field(30.0, description="How long a stopping worker goes on with its running images.")
+    max_attempts: int = Field(3, ge=1, description="Lost leases after which a run is failed.")
+
+
+class EngineSettings(_Section):
+    """The step loop of one device."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 where it is fast."
+    )
+    num_threads: int = Field(0, ge=0, description="CPU threads of the engine; 0: chosen by measurement at start.")
+    max_resident_images: int = Field(16, ge=1, description="Images that may be under way on one device at once.")
+    max_batch_rows: int = Field(16, ge=2, description="Rows of one forward pass at most; a guided image has two.")
+    prompt_cache_size: int = Field(256, ge=0, description="Encoded prompts kept.")
+
+
+class WebhookSettings(_Section):
+    """Outgoing deliveries."""
+
+    allowed_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        (), description="Networks that may be called although they are not public, such as 127.0.0.0/8."
+    )
+    timeout_seconds: Seconds = Field(15.0, description="For one whole exchange.")
+    max_concurrent_per_host: int = Field(2, ge=1, description="Deliveries at once to one host.")
+    retry_seconds: tuple[float, ...] = Field(
+        (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400),
+        min_length=1,
+        description="Wait before each try, the first included; a delivery has failed after the last.",
+    )
+
+
+class LogSettings(_Section):
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe line that is written."
+    )
+    format: Literal["text", "json"] = Field("text", description="One line of text or one JSON object per line.")
+
+
+class Settings(_Section):
+    """Everything an operator can set."""
+
+    data: Path = Field(Path("safelight-data"), description="Folder of the database, pictures and secrets.")
+    hf_home: Path | None = Field(None, description="Hugging Face cache to look for weights in; unset: the usual one.")
+    models: dict[str, Path] = Field(default_factory=dict, description="Identifier = folder: weights the operator has.")
+    server: ServerSettings = ServerSettings()
+    store: StoreSettings = StoreSettings()
+    worker: WorkerSettings = WorkerSettings()
+    engine: EngineSettings = EngineSettings()
+    webhooks: WebhookSettings = WebhookSettings()
+    log: LogSettings = LogSettings()
+
+
+def load_settings(
+    file: Path | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+) -> Settings:
+    """Read the file, then the environment, then `flags` (dotted paths), each over the one before. Raises ConfigError."""
+    environ = os.environ if environ is None else environ
+    tree: dict[str, object] = {}
+    path = file or (Path(environ[PREFIX + "CONFIG"]) if PREFIX + "CONFIG" in environ else None)
+    if path is not None:
+        tree = _read_toml(path)
+    for name, text in environ.items():
+        if name.startswith(PREFIX) and name != PREFIX + "CONFIG":
+            _put(tree, name.removeprefix(PREFIX).lower().split("__"), _parse(text))
+    for dotted, value in (flags or {}).items():
+        if value is not None:
+            _put(tree, dotted.split("."), value)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        lines = (f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors())
+        raise ConfigError("settings are wrong: " + "; ".join(lines)) from error
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"the settings file {path} cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the settings file {path} is not TOML: {error}") from error
+
+
+def _parse(text: str) -> object:
+    """A value from the environment: TOML where it is TOML (numbers, lists, tables), else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(tree: dict[str, object], path: list[str], value: object) -> None:
+    *parents, leaf = path
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{'.'.join(path)}: {parent} is not a section")
+        tree = child
+    tree[leaf] = value

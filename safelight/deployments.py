@@ -1,0 +1,117 @@
+"""A deployment: a model at a revision under a name, with its defaults and its limits. Pure; no I/O."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from safelight.errors import FieldError, InvalidFields
+from safelight.runs import OutputFormat, RunParams, SamplerName
+
+PAGE_ALIAS = "dreambooth-webhook"
+"""The name of the page's own example; answered by a deployment of `stable-diffusion` unless something is deployed under it."""
+
+RESERVED_NAMES = frozenset(
+    {"runs", "healthz", "readyz", "docs", "redoc", "openapi", "metrics", "dashboard", "static", "v1", "v2", "v3"}
+    | {"api", "keys", "deployments", "webhooks", "models", "predict", "sdapi", "assets", "favicon"}
+)
+"""Names the server's own paths need."""
+
+_NAME = re.compile(r"[a-z0-9-]{1,63}")
+
+
+class DeploymentStatus(StrEnum):
+    COLD = "cold"
+    STARTING = "starting"
+    ACTIVE = "active"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What a request gets where it names nothing."""
+
+    height: int = 512
+    width: int = 512
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    num_images_per_prompt: int = 1
+    negative_prompt: str = ""
+    sampler: SamplerName = SamplerName.EULER
+    output_format: OutputFormat = OutputFormat.PNG
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a request may ask at most. Sides in pixels."""
+
+    side_multiple: int = 8
+    min_side: int = 64
+    max_side: int = 1024
+    max_pixels: int = 1024 * 1024
+    max_steps: int = 150
+    max_images: int = 8
+    max_guidance_scale: float = 50.0
+    max_prompt_chars: int = 4000
+
+    def check(self, params: RunParams) -> tuple[FieldError, ...]:
+        """Every field of `params` that is over a limit, with the value, the rule and the nearest legal value."""
+        found = [self._side("height", params.height), self._side("width", params.width)]
+        found.append(_between("num_inference_steps", params.num_inference_steps, 1, self.max_steps))
+        found.append(_between("num_images_per_prompt", params.num_images_per_prompt, 1, self.max_images))
+        found.append(_between("guidance_scale", params.guidance_scale, 0.0, self.max_guidance_scale))
+        found.append(self._text("prompt", params.prompt))
+        found.append(self._text("negative_prompt", params.negative_prompt))
+        if not any(found[:2]) and params.height * params.width > self.max_pixels:
+            found.append(self._area(params))
+        return tuple(error for error in found if error is not None)
+
+    def _side(self, name: str, value: int) -> FieldError | None:
+        legal = min(max(value, self.min_side), self.max_side)
+        legal = int(legal / self.side_multiple + 0.5) * self.side_multiple
+        if value == legal:
+            return None
+        rule = f"a multiple of {self.side_multiple} between {self.min_side} and {self.max_side}"
+        return FieldError(name, f"{value} is not {rule}; the nearest is {legal}")
+
+    def _area(self, params: RunParams) -> FieldError:
+        legal = self.max_pixels // params.width // self.side_multiple * self.side_multiple
+        rule = f"at most {self.max_pixels} pixels are drawn"
+        return FieldError("height", f"{params.height} x {params.width} is too large: {rule}; at this width {legal} is")
+
+    def _text(self, name: str, value: str) -> FieldError | None:
+        if len(value) <= self.max_prompt_chars:
+            return None
+        return FieldError(name, f"{len(value)} characters are too many; at most {self.max_prompt_chars} are read")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """One version of a deployment. `model` is an identifier of the catalogue, a hub id or a folder."""
+
+    name: str
+    version: int
+    model: str
+    revision: str | None = None
+    defaults: Defaults = field(default_factory=Defaults)
+    limits: Limits = field(default_factory=Limits)
+    embed_metadata: bool = True
+    created_at: float = 0.0
+    status: DeploymentStatus = DeploymentStatus.COLD
+    status_reason: str = ""
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidFields when `name` cannot be a deployment's."""
+    if not _NAME.fullmatch(name):
+        raise InvalidFields([FieldError("name", f"{name!r} is not 1 to 63 of a-z, 0-9 and -")])
+    if name in RESERVED_NAMES:
+        raise InvalidFields([FieldError("name", f"{name!r} is reserved for the server's own paths; take another")])
+
+
+def _between(name: str, value: float, low: float, high: float) -> FieldError | None:
+    if low <= value <= high:
+        return None
+    nearest = low if not value > high else high
+    return FieldError(name, f"{value} is not between {low} and {high}; the nearest is {nearest}")
