@@ -1,0 +1,56 @@
+"""The JSON bodies of the predict endpoint and of webhooks, as bytes. Pure: the same run and images give the same bytes."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Sequence
+
+from safelight.runs import Run, RunStatus
+
+SUCCESS_MESSAGE = "Successfully generated images"
+ACCEPTED_MESSAGE = "We will return the images to the endpoint provided when the task is complete."
+CANCELLED_MESSAGE = "The run was cancelled"
+
+
+def success_body(run: Run, images: Sequence[bytes], *, status_code: int | None = None) -> bytes:
+    """The envelope of a run that succeeded: `images` are the encoded files, in order. `status_code` is for webhooks only.
+
+    The base64 is joined in by hand: a JSON encoder would look at every one of its megabytes again for nothing.
+    """
+    head = {"run_id": run.id, "run_time_ms": run.run_time_ms, "message": SUCCESS_MESSAGE}
+    result = b",".join(b'"' + b64encode(image) + b'"' for image in images)
+    tail = b"" if status_code is None else b', "status_code": %d' % status_code
+    return _dumps(head)[:-1] + b', "result": [' + result + b"]" + tail + b"}"
+
+
+def failure_body(run: Run, *, status_code: int) -> bytes:
+    """What a webhook is told about a run that failed or was cancelled."""
+    body: dict[str, object] = {"run_id": run.id, "run_time_ms": run.run_time_ms or 0.0, "message": end_message(run)}
+    body |= {"result": [], "status_code": status_code, "code": end_code(run)}
+    return _dumps(body)
+
+
+def accepted_body(run: Run) -> bytes:
+    """What a call is told at once when its results go to a webhook."""
+    return _dumps({"run_id": run.id, "message": ACCEPTED_MESSAGE, "webhook_endpoint": run.webhook_endpoint})
+
+
+def end_message(run: Run) -> str:
+    """One sentence about how `run` ended."""
+    if run.status is RunStatus.SUCCEEDED:
+        return SUCCESS_MESSAGE
+    if run.status is RunStatus.CANCELLED:
+        return CANCELLED_MESSAGE
+    return run.error.message if run.error else "The run failed"
+
+
+def end_code(run: Run) -> str:
+    """The stable code of how `run` ended."""
+    if run.status is RunStatus.FAILED:
+        return run.error.code if run.error else "run_failed"
+    return run.status.value
+
+
+def _dumps(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
