@@ -9,7 +9,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FieldSerializationInfo, SecretStr, ValidationError, field_serializer
 
 from safelight.errors import ConfigError
 
@@ -45,6 +45,12 @@ class StoreSettings(_Section):
     database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; unset: SQLite in the data folder.")
     retention_days: float = Field(30.0, gt=0, description="Ended runs and their images are kept this long.")
     prune_interval_seconds: Seconds = Field(600.0, description="How often expired runs and orphan files are removed.")
+
+    @field_serializer("database_url")
+    def _mask_password(self, url: SecretStr | None, info: FieldSerializationInfo) -> str | None:
+        """The URL holds a password: it is masked everywhere but on its way to a child process."""
+        is_revealed = bool(info.context and info.context.get("reveal"))
+        return url and (url.get_secret_value() if is_revealed else str(url))
 
 
 class WorkerSettings(_Section):
@@ -162,3 +168,13 @@ def _put(tree: dict[str, object], path: list[str], value: object) -> None:
             raise ConfigError(f"{'.'.join(path)}: {parent} is not a section")
         tree = child
     tree[leaf] = value
+
+
+def dump_settings(settings: Settings) -> str:
+    """The whole tree as JSON, secrets included, for a child process's standard input. Never log it."""
+    return settings.model_dump_json(context={"reveal": True})
+
+
+def parse_settings(text: str) -> Settings:
+    """What `dump_settings` wrote."""
+    return Settings.model_validate_json(text)

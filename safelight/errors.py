@@ -7,6 +7,8 @@ The leaves are named by what the reader can do about them:
     │   ├── MalformedBody            the body is not a JSON object
     │   ├── UnsupportedMediaType     the body is not declared as JSON
     │   ├── BodyTooLarge             the body is over the limit
+    │   ├── ReceiveTimeout           the body took too long to arrive
+    │   ├── WrongHost                the Host header is not one of the server's names
     │   ├── InvalidFields            one or more fields are wrong
     │   └── IdempotencyMismatch      the idempotency key was used with another body
     ├── Unauthorized             send a valid key
@@ -69,6 +71,14 @@ class BodyTooLarge(InvalidRequest):
     code = "body_too_large"
 
 
+class ReceiveTimeout(InvalidRequest):
+    code = "receive_timeout"
+
+
+class WrongHost(InvalidRequest):
+    code = "wrong_host"
+
+
 class InvalidFields(InvalidRequest):
     """One or more fields are wrong; `fields` has an entry for each."""
 
@@ -107,8 +117,10 @@ class TryLater(SafelightError):
     code = "try_later"
     is_retryable = True
 
-    def __init__(self, message: str, *, retry_after_seconds: float = 5.0, code: str | None = None) -> None:
-        super().__init__(message, code=code)
+    def __init__(
+        self, message: str, *, retry_after_seconds: float = 5.0, code: str | None = None, run_id: str | None = None
+    ) -> None:
+        super().__init__(message, code=code, run_id=run_id)
         self.retry_after_seconds = retry_after_seconds
 
 

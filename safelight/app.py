@@ -1,0 +1,166 @@
+"""The composition root: settings -> store, api, worker, deliverer. The one file that knows everyone.
+
+`python -m safelight.app api FD` and `python -m safelight.app worker DEVICE` are the two processes of a server; both read
+their settings as one line of JSON from standard input, and stop when it closes.
+"""
+
+# ruff: noqa: PLC0415 - the API process must not import torch, nor the worker FastAPI: each builder imports its own.
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import platform
+import signal
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING
+
+from safelight.catalog import find_weights
+from safelight.config import Settings, parse_settings
+from safelight.logs import configure_logging
+from safelight.store import Store
+
+if TYPE_CHECKING:
+    from safelight.engine.host import EngineHost
+
+log = logging.getLogger("safelight.app")
+
+HUNG_EXIT_STATUS = 75
+"""EX_TEMPFAIL: the engine hung and the worker wants to be started anew."""
+
+
+async def open_store(settings: Settings) -> Store:
+    """The store of these settings, its schema brought up to date."""
+    url = settings.store.database_url
+    return await Store.open(settings.data, database_url=url.get_secret_value() if url else None)
+
+
+def engine_for(settings: Settings, device: str) -> EngineHost:
+    """An engine on `device`, not yet started."""
+    from safelight.engine.host import EngineHost
+
+    return EngineHost(settings.engine, device=device)
+
+
+async def serve_api(settings: Settings, door: socket.socket) -> None:
+    """Answer on `door` until told to stop; deliver webhooks and tidy up beside it."""
+    import uvicorn
+
+    from safelight.api.app import create_app
+    from safelight.api.service import Service
+    from safelight.janitor import Janitor
+    from safelight.webhooks.deliverer import Deliverer
+    from safelight.webhooks.targets import TargetPolicy
+
+    store = await open_store(settings)
+    policy = TargetPolicy(settings.webhooks.allowed_networks)
+    service = Service(store, settings.server, check_webhook=policy.check_url)
+    deliverer = Deliverer(store, settings.webhooks, policy=policy)
+    janitor = Janitor(store, settings.store, settings.worker)
+    app = create_app(service, settings.server)
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5, server_header=False)
+    server = uvicorn.Server(config)
+    stopper = _TwoStageStop(first=service.refuse_new_runs, second=partial(setattr, server, "should_exit", True))
+    server.capture_signals = stopper.installed  # type: ignore[method-assign]
+    async with _beside(deliverer.run(), janitor.run()):
+        await server.serve(sockets=[door])
+    await store.close()
+
+
+async def run_worker(settings: Settings, device: str) -> None:
+    """Work on `device` until told to stop."""
+    from safelight.worker import Worker
+
+    store = await open_store(settings)
+    engine = engine_for(settings, device)
+    worker = Worker(
+        store,
+        engine,
+        settings.worker,
+        worker_id=f"{platform.node()}/{device}",
+        find_weights=partial(find_weights, folders=settings.models, hf_home=settings.hf_home),
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, worker.stop)
+    try:
+        await worker.run()
+    finally:
+        await engine.close()
+        await store.close()
+
+
+class _TwoStageStop:
+    """The first SIGTERM refuses new work while waiting callers are still answered; the second closes the door."""
+
+    def __init__(self, *, first: Callable[[], None], second: Callable[[], None]) -> None:
+        self._actions = [second, first]
+
+    @contextlib.contextmanager
+    def installed(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[misc]
+        """Stands in for uvicorn's own signal capture."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._next)
+        yield
+
+    def _next(self) -> None:
+        self._actions[-1]()
+        del self._actions[1:]
+
+
+@contextlib.asynccontextmanager
+async def _beside(*work: Coroutine[object, object, None]) -> AsyncIterator[None]:
+    """Run `work` in the background of the block; a crash there is logged, and ends this process for a fresh one."""
+    tasks = [asyncio.create_task(each) for each in work]
+    for task in tasks:
+        task.add_done_callback(_die_with)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _die_with(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("a background task died", exc_info=task.exception())
+        os._exit(1)
+
+
+def _stop_when_orphaned() -> None:
+    """Standard input ends when the supervisor dies: stop as if it had asked to."""
+    sys.stdin.read()
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main(arguments: list[str]) -> int:
+    """Entry of a child process."""
+    role, what = arguments
+    settings = parse_settings(sys.stdin.readline())
+    configure_logging(settings.log, process=role if role == "api" else f"worker {what}")
+    threading.Thread(target=_stop_when_orphaned, daemon=True).start()
+    if role == "api":
+        asyncio.run(serve_api(settings, socket.socket(fileno=int(what))))
+        return 0
+    from safelight.worker import EngineHung
+
+    try:
+        asyncio.run(run_worker(settings, what))
+    except EngineHung as error:
+        log.critical("the engine hung", extra={"reason": str(error)})
+        # A hung device call cannot be joined: leave without waiting for its thread.
+        os._exit(HUNG_EXIT_STATUS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
