@@ -1,0 +1,77 @@
+"""What the server adds to the model: one request at a time, start, memory, first picture.
+
+`python -m benchmarks.door --requests 40`
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import time
+from pathlib import Path
+
+import httpx2
+from rich.table import Table
+
+from benchmarks.load import median_and_spread, quantile_of, send
+from benchmarks.machine import publish
+from benchmarks.servers import Target, peer, safelight
+
+REQUEST: dict[str, object] = {"prompt": "a red circle", "num_inference_steps": 20, "seed": 1, "sampler": "euler"}
+
+
+def api_memory_mib(target: Target) -> float:
+    """Resident memory of the API process."""
+    [pid] = subprocess.run(
+        ["pgrep", "-P", str(target.pid), "-f", "safelight.app api"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+
+
+def alternate(ours: Target, bare: Target, count: int) -> tuple[list[float], list[float], list[float]]:
+    """Latencies of ours and of the bare pipeline, in turn, and what ours added to its own run_time_ms. Seconds."""
+    latencies, bare_seconds, added = [], [], []
+    with httpx2.Client(base_url=ours.url, timeout=600) as one, httpx2.Client(base_url=bare.url, timeout=600) as other:
+        for _ in range(count):
+            answer = send(one, ours, REQUEST)
+            latencies.append(answer.latency_seconds)
+            added.append(answer.latency_seconds - answer.run_time_ms / 1000)
+            bare_seconds.append(send(other, bare, REQUEST).run_time_ms / 1000)
+    return latencies, bare_seconds, added
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=40)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--threads", default="1")
+    options = parser.parse_args()
+    settings = {"SAFELIGHT_ENGINE__DTYPE": options.dtype, "SAFELIGHT_ENGINE__NUM_THREADS": options.threads}
+    arguments = ("--dtype", options.dtype, "--threads", options.threads)
+    table = Table(title=f"pinhole, 512 px, 20 guided steps, {options.dtype}, {options.threads} thread(s)")
+    for heading in ("what", "p50 (spread)", "p95"):
+        table.add_column(heading)
+    began = time.monotonic()
+    with safelight(**settings) as ours:
+        table.add_row("start to ready, s", f"{ours.start_seconds:.2f}", "")
+        with httpx2.Client(base_url=ours.url, timeout=600) as client:
+            send(client, ours, REQUEST)
+        table.add_row("start to first picture, cold, s", f"{time.monotonic() - began:.2f}", "")
+        with peer("bare pipeline", "diffusers_lock", *arguments) as bare:
+            alternate(ours, bare, 2)
+            latencies, bare_seconds, added = alternate(ours, bare, options.requests)
+        for name, values in (("latency, s", latencies), ("bare diffusers pipeline, s", bare_seconds)):
+            table.add_row(name, median_and_spread(values), f"{quantile_of(values, 0.95):.3g}")
+        ratios = [one / other for one, other in zip(latencies, bare_seconds, strict=True)]
+        table.add_row("latency / bare pipeline", median_and_spread(ratios), f"{quantile_of(ratios, 0.95):.3g}")
+        milliseconds = [1000 * seconds for seconds in added]
+        table.add_row(
+            "door + store + PNG, ms", median_and_spread(milliseconds), f"{quantile_of(milliseconds, 0.95):.3g}"
+        )
+        table.add_row("memory of the API process, MiB", f"{api_memory_mib(ours):.0f}", "")
+    publish("door", table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Servers under measurement, as processes of their own on loopback."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+
+PINHOLE = Path(__file__).parent.parent / "safelight" / "pinhole"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to send requests, and as whom."""
+
+    name: str
+    url: str
+    key: str
+    pid: int
+    start_seconds: float
+
+
+@contextmanager
+def safelight(name: str = "Safelight", *, model: str = "pinhole", **environment: str) -> Iterator[Target]:
+    """`safelight serve` on a fresh data folder. `start_seconds` is to the first /readyz answer."""
+    with tempfile.TemporaryDirectory() as data:
+        command = [sys.executable, "-m", "safelight", "serve", model, "--data", data, "--port", "0"]
+        began = time.monotonic()
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment
+        )
+        try:
+            assert process.stdout is not None
+            url = next(found[0] for line in process.stdout if (found := re.search(r"http://127[.\d]+:\d+", line)))
+            start_seconds = time.monotonic() - began
+            create = [sys.executable, "-m", "safelight", "keys", "create", "bench", "--data", data]
+            key = subprocess.run(create, capture_output=True, text=True, check=True).stdout.strip()
+            yield Target(name, url, key, process.pid, start_seconds)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@contextmanager
+def peer(name: str, module: str, *arguments: str, **environment: str) -> Iterator[Target]:
+    """A peer under benchmarks/peers/ that answers the same contract at /pinhole/predict."""
+    port = _free_port()
+    began = time.monotonic()
+    command = [sys.executable, "-m", f"benchmarks.peers.{module}", "--port", str(port), *arguments]
+    process = subprocess.Popen(command, env=os.environ | environment)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while not _answers(url):
+            assert process.poll() is None, f"{name} ended with {process.returncode}"
+            time.sleep(0.1)
+        yield Target(name, url, "none", process.pid, time.monotonic() - began)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/healthz", trust_env=False).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
