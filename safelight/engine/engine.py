@@ -1,0 +1,251 @@
+"""The step loop: cancelled out, choose, encode newcomers, predict, guide, sample, decode the finished. One thread."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+from safelight.engine import faults
+from safelight.engine.assignments import (
+    Assignment,
+    AssignmentCancelled,
+    AssignmentDone,
+    AssignmentFailed,
+    EncodedPrompt,
+    EngineEvent,
+    ImageReady,
+    StepDone,
+)
+from safelight.engine.costs import Costs
+from safelight.engine.models.base import ImageModel
+from safelight.engine.prompts import PromptCache
+from safelight.engine.rows import Rows
+from safelight.engine.samplers import initial_noise, step_table
+from safelight.engine.scheduler import Scheduler
+from safelight.engine.tasks import Batch, BatchKey, ImageTask, LiveRun
+from safelight.runs import RunError
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Draws assignments with loaded models, many at once. Not thread-safe: whoever made it calls it.
+
+    Every submitted assignment ends with exactly one end event out of `step`.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_resident_images: int = 16,
+        max_batch_rows: int = 16,
+        prompt_cache_size: int = 256,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._max_resident_images = max_resident_images
+        self._now = now
+        self._models: dict[str, ImageModel] = {}
+        self._prompts = PromptCache(prompt_cache_size)
+        self._scheduler = Scheduler(max_rows=max_batch_rows)
+        self._costs = Costs()
+        self._runs: dict[str, LiveRun] = {}
+        self._finished: deque[ImageTask] = deque()
+        self._events: list[tuple[str, EngineEvent]] = []
+        self._rows: Rows | None = None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would do or say anything."""
+        return bool(self._runs or self._events)
+
+    @property
+    def num_free_images(self) -> int:
+        """How many more images may be submitted."""
+        under_way = sum(run.num_images_left for run in self._runs.values())
+        return max(0, self._max_resident_images - under_way)
+
+    def load(self, key: str, model: ImageModel) -> None:
+        """Serve `model` as `key`."""
+        self._models[key] = model
+
+    def is_loaded(self, key: str) -> bool:
+        return key in self._models
+
+    def unload(self, key: str) -> None:
+        """Forget the model; its runs under way fail with `model_unloaded`. Unknown keys are ignored."""
+        self._models.pop(key, None)
+        self._prompts.forget(key)
+        self._rows = None
+        for run in list(self._runs.values()):
+            if run.assignment.model_key == key:
+                self._fail(run, faults.MODEL_UNLOADED)
+
+    def submit(self, assignment: Assignment) -> None:
+        """Take the images of `assignment` in. A model that is not loaded is answered by an AssignmentFailed."""
+        assert assignment.run_id not in self._runs, "a run is submitted once"
+        model = self._models.get(assignment.model_key)
+        if model is None:
+            error = faults.model_not_loaded(assignment.model_key)
+            self._events.append((assignment.run_id, AssignmentFailed(error, 0.0)))
+            return
+        params = assignment.params
+        table = step_table(params.sampler, params.num_inference_steps, model.schedule)
+        num_earlier = params.num_images_per_prompt - len(assignment.indices)
+        run = LiveRun(
+            assignment,
+            model,
+            num_images_left=len(assignment.indices),
+            steps_done=num_earlier * len(table),
+            steps_total=params.num_images_per_prompt * len(table),
+        )
+        shape = model.latent_shape(params.height, params.width)
+        key = BatchKey(assignment.model_key, shape, model.conditioning_shape)
+        self._runs[run.run_id] = run
+        for index in assignment.indices:
+            task = ImageTask(run=run, index=index, seed=params.seed + index, key=key, table=table)
+            run.tasks.append(task)
+            self._scheduler.admit(task)
+        self._end_if_done(run)
+
+    def cancel(self, run_id: str) -> None:
+        """Out before the next step. A run that is not under way is ignored: it has ended."""
+        run = self._runs.get(run_id)
+        if run is not None:
+            self._drop(run)
+            self._events.append((run_id, AssignmentCancelled(run.run_time_ms)))
+
+    def fail_all(self, error: RunError) -> None:
+        """Give every run under way up."""
+        for run in list(self._runs.values()):
+            self._fail(run, error)
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[str, EngineEvent]]:
+        """One batch through the denoiser and at most one picture through the decoder; what happened since the last."""
+        batch = self._scheduler.choose()
+        if batch is not None:
+            batch = self._encode_newcomers(batch)
+        if batch is not None:
+            self._draw(batch)
+        if self._finished:
+            self._decode(self._finished.popleft())
+        events, self._events = self._events, []
+        return events
+
+    def _encode_newcomers(self, batch: Batch) -> Batch | None:
+        """The batch without the runs whose prompts cannot be encoded; None when nobody is left."""
+        for run in {task.run: None for task in batch.tasks if not task.run.is_encoded}:
+            started = self._now()
+            try:
+                self._encode(run)
+            except Exception as error:
+                log.exception("run %s: encoding failed", run.run_id)
+                self._fail(run, faults.encode_failed(error))
+            finally:
+                run.run_time += self._now() - started
+        alive = tuple(task for task in batch.tasks if task.run.is_encoded)
+        for task in alive:
+            if task.latent is None:
+                noise = initial_noise(task.seed, task.key.latent_shape) * task.table.initial_scale
+                task.latent = noise.to(task.run.model.device)
+        return Batch(batch.key, alive) if alive else None
+
+    def _encode(self, run: LiveRun) -> None:
+        params, model, key = run.assignment.params, run.model, run.assignment.model_key
+        run.prompt = self._prompts.encode(key, model, params.prompt)
+        cut = [("prompt", run.prompt.cut)]
+        if params.is_guided:
+            run.negative = self._prompts.encode(key, model, params.negative_prompt)
+            cut.append(("negative_prompt", run.negative.cut))
+        run.is_encoded = True
+        limit = f"is longer than the {model.num_prompt_tokens} tokens this model reads; not read was:"
+        warnings = tuple(f"{field} {limit} {text}" for field, text in cut if text)
+        self._events.append((run.run_id, EncodedPrompt(warnings)))
+
+    def _draw(self, batch: Batch) -> None:
+        started = self._now()
+        try:
+            self._rows_of(batch).advance()
+        except Exception as error:
+            self._charge(batch, self._now() - started)
+            self._contain(batch, error)
+            return
+        seconds = self._now() - started
+        self._charge(batch, seconds)
+        self._costs.record_step(batch.key, batch.num_rows, seconds)
+        self._advance(batch)
+
+    def _rows_of(self, batch: Batch) -> Rows:
+        if self._rows is None or self._rows.batch != batch:
+            self._rows = Rows(batch)
+        return self._rows
+
+    def _charge(self, batch: Batch, seconds: float) -> None:
+        for run in {task.run for task in batch.tasks}:
+            run.run_time += seconds
+
+    def _advance(self, batch: Batch) -> None:
+        for task in batch.tasks:
+            task.is_suspect = False
+            task.run.steps_done += 1
+            if task.num_steps_left == 0:
+                self._scheduler.remove(task)
+                self._finished.append(task)
+        left = self._costs.seconds_left(self._scheduler, self._scheduler.max_rows)
+        for run in {task.run: None for task in batch.tasks}:
+            event = StepDone(run.steps_done, run.steps_total, left.get(run))
+            self._events.append((run.run_id, event))
+
+    def _contain(self, batch: Batch, error: Exception) -> None:
+        """Out of memory: smaller batches from now on. Else each image of the batch alone, and who fails alone fails."""
+        self._rows = None
+        if len(batch.tasks) == 1:
+            log.error("run %s failed in the denoiser", batch.tasks[0].run.run_id, exc_info=error)
+            self._fail(batch.tasks[0].run, faults.engine_failed(error))
+        elif faults.is_out_of_memory(error):
+            self._scheduler.halve_rows(batch)
+            log.warning("no memory for %d rows of %s; halved", batch.num_rows, batch.key)
+        else:
+            log.warning("a batch of %d images failed; each is tried alone", len(batch.tasks), exc_info=error)
+            for task in batch.tasks:
+                task.is_suspect = True
+
+    def _decode(self, task: ImageTask) -> None:
+        run, params = task.run, task.run.assignment.params
+        assert task.latent is not None
+        started = self._now()
+        try:
+            if not bool(torch.isfinite(task.latent).all()):
+                self._fail(run, faults.NON_FINITE_LATENT)
+                return
+            pixels = run.model.decode(task.latent * task.table.final_scale, params.height, params.width)
+        except Exception as error:
+            log.exception("run %s: decoding failed", run.run_id)
+            self._fail(run, faults.decode_failed(error))
+            return
+        finally:
+            run.run_time += self._now() - started
+        self._costs.record_decode(task.key, self._now() - started)
+        run.num_images_left -= 1
+        self._events.append((run.run_id, ImageReady(task.index, task.seed, pixels)))
+        self._end_if_done(run)
+
+    def _end_if_done(self, run: LiveRun) -> None:
+        if run.num_images_left == 0:
+            self._drop(run)
+            self._events.append((run.run_id, AssignmentDone(run.run_time_ms)))
+
+    def _fail(self, run: LiveRun, error: RunError) -> None:
+        self._drop(run)
+        self._events.append((run.run_id, AssignmentFailed(error, run.run_time_ms)))
+
+    def _drop(self, run: LiveRun) -> None:
+        del self._runs[run.run_id]
+        for task in run.tasks:
+            self._scheduler.remove(task)
+        self._finished = deque(task for task in self._finished if task.run is not run)
+        run.is_encoded = False

@@ -1,0 +1,50 @@
+"""What can go wrong in the engine, as run errors: a stable code and a sentence with the remedy."""
+
+from __future__ import annotations
+
+import torch
+
+from safelight.runs import RunError
+
+NON_FINITE_LATENT = RunError(
+    "non_finite_latent",
+    "the model produced numbers that are not finite for this image; draw it with another seed or a lower"
+    " guidance_scale, or serve the model with dtype float32 or bfloat16",
+)
+OUT_OF_MEMORY = RunError(
+    "out_of_memory",
+    "this image does not fit into the device's memory; ask for a smaller height and width, or serve the model on a"
+    " device with more memory",
+)
+MODEL_UNLOADED = RunError("model_unloaded", "the model was unloaded while this run was under way; send the run again")
+ENGINE_STOPPED = RunError("engine_stopped", "the engine was stopped before this run was finished; send the run again")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device or the host had no room. torch's CPU allocator says so only in words."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def model_not_loaded(model_key: str) -> RunError:
+    return RunError("model_not_loaded", f"the model {model_key} is not loaded on this worker; send the run again")
+
+
+def encode_failed(error: Exception) -> RunError:
+    return _failed("encode_failed", "the prompt could not be encoded", error)
+
+
+def engine_failed(error: Exception) -> RunError:
+    return _failed("engine_failed", "the model failed on this image", error)
+
+
+def decode_failed(error: Exception) -> RunError:
+    return _failed("decode_failed", "the finished latent could not be decoded into a picture", error)
+
+
+def _failed(code: str, what: str, error: Exception) -> RunError:
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
+    return RunError(code, f"{what} ({type(error).__name__}: {reason}); if it happens again, look at the worker's log")

@@ -1,0 +1,1 @@
+"""One file per model family, each behind the ImageModel of `base`."""

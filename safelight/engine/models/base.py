@@ -1,0 +1,62 @@
+"""The seam between the step loop and a model family: encode, predict, decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from safelight.engine.assignments import Pixels
+    from safelight.engine.samplers import NoiseSchedule
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conditioning:
+    """An encoded prompt: `hidden` [L, D]. `cut` is the end of the text that did not fit the encoder's window."""
+
+    hidden: torch.Tensor
+    cut: str = ""
+
+
+class ImageModel(Protocol):
+    """One loaded model. Thread: engine. Rows never influence each other; dtypes are the model's own affair."""
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise it was trained on."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where latents and conditionings live."""
+        ...
+
+    @property
+    def conditioning_shape(self) -> tuple[int, int]:
+        """(L, D), the same for every prompt."""
+        ...
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """How many tokens of a prompt are read."""
+        ...
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latent that holds a picture of `height` x `width` pixels."""
+        ...
+
+    def encode(self, text: str) -> Conditioning:
+        """Encode one prompt."""
+        ...
+
+    def predict(
+        self, x: torch.Tensor, sigma: torch.Tensor, timestep: torch.Tensor, conditioning: torch.Tensor
+    ) -> torch.Tensor:
+        """`denoised` [R, C, h, w] in float32 for x [R, C, h, w] float32, sigma and timestep [R], conditioning [R, L, D]."""
+        ...
+
+    def decode(self, latent: torch.Tensor, height: int, width: int) -> Pixels:
+        """Exactly [height, width, 3] from a latent [C, h, w] that was asked for by these sides."""
+        ...

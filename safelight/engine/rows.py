@@ -1,0 +1,90 @@
+"""One batch as stacked tensors: rows in, rows out. The only place where latents of different images meet."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from safelight.engine.models.base import Conditioning, ImageModel
+from safelight.engine.samplers import SIGMA, TIMESTEP, C, D, Floats, sample, step_noise
+from safelight.engine.tasks import Batch, ImageTask
+
+
+class Rows:
+    """What stays the same as long as the same images travel together: conditionings, which row is whose, guidance.
+
+    Rows 0 to B-1 are the images under their prompts; the negative rows of the guided ones follow. An unguided image is
+    its own negative at guidance 1, so one expression serves all.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self._model = batch.tasks[0].run.model
+        device = self._model.device
+        tasks = batch.tasks
+        guided = [place for place, task in enumerate(tasks) if task.is_guided]
+        negatives = list(range(len(tasks)))
+        for row, place in enumerate(guided):
+            negatives[place] = len(tasks) + row
+        hidden = [_known(task.run.prompt).hidden for task in tasks]
+        hidden += [_known(tasks[place].run.negative).hidden for place in guided]
+        scales = [task.run.assignment.params.guidance_scale if task.is_guided else 1.0 for task in tasks]
+        self._conditioning = torch.stack(hidden)
+        self._has_guidance = bool(guided)
+        self._image_of_row = torch.tensor([*range(len(tasks)), *guided], device=device)
+        self._negative_of_image = torch.tensor(negatives, device=device)
+        self._guidance = torch.tensor(scales, dtype=torch.float32, device=device)[:, None, None, None]
+
+    def advance(self) -> None:
+        """One step for every image: stack, predict, guide, sample. Tasks change only once all of it has succeeded."""
+        tasks = self.batch.tasks
+        scalars = np.stack([task.table.columns[task.cursor] for task in tasks])
+        columns = torch.from_numpy(scalars.astype(np.float32)).to(self._model.device)
+        x = torch.stack([_latent(task) for task in tasks])
+        denoised = self._guide(self._predict(x, columns))
+        moved = sample(
+            x, denoised, columns, previous=_previous(tasks, scalars), noise=_noise(tasks, scalars, self._model)
+        )
+        for task, latent, seen in zip(tasks, moved.unbind(), denoised.unbind(), strict=True):
+            task.latent, task.previous = latent, seen
+            task.cursor += 1
+
+    def _predict(self, x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        if self._has_guidance:
+            x, columns = x[self._image_of_row], columns[self._image_of_row]
+        return self._model.predict(x, columns[:, SIGMA], columns[:, TIMESTEP], self._conditioning)
+
+    def _guide(self, denoised: torch.Tensor) -> torch.Tensor:
+        """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, equation 6), on denoised latents."""
+        if not self._has_guidance:
+            return denoised
+        negative = denoised[self._negative_of_image]
+        return torch.addcmul(negative, self._guidance, denoised[: len(self.batch.tasks)] - negative)
+
+
+def _previous(tasks: tuple[ImageTask, ...], scalars: Floats) -> torch.Tensor | None:
+    if not scalars[:, C].any():
+        return None
+    # Those that do not look back have weight zero: any finite stand-in will do.
+    return torch.stack([_latent(task) if task.previous is None else task.previous for task in tasks])
+
+
+def _noise(tasks: tuple[ImageTask, ...], scalars: Floats, model: ImageModel) -> torch.Tensor | None:
+    weights = scalars[:, D]
+    if not weights.any():
+        return None
+    shape = tasks[0].key.latent_shape
+    noise = np.zeros((len(tasks), *shape), dtype=np.float32)
+    for place in weights.nonzero()[0]:
+        noise[place] = step_noise(tasks[place].seed, tasks[place].cursor, shape)
+    return torch.from_numpy(noise).to(model.device)
+
+
+def _latent(task: ImageTask) -> torch.Tensor:
+    assert task.latent is not None
+    return task.latent
+
+
+def _known(conditioning: Conditioning | None) -> Conditioning:
+    assert conditioning is not None
+    return conditioning

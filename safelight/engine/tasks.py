@@ -1,0 +1,90 @@
+"""What the loop moves: runs under way, their images, and the batches they travel in. Owned by the engine thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from safelight.engine.assignments import Assignment
+
+if TYPE_CHECKING:
+    import torch
+
+    from safelight.engine.models.base import Conditioning, ImageModel
+    from safelight.engine.samplers import StepTable
+
+
+@dataclass(frozen=True, slots=True)
+class BatchKey:
+    """What must be equal for rows to stack. Steps, sampler, guidance, seed and prompts are each row's own."""
+
+    model_key: str
+    latent_shape: tuple[int, int, int]
+    conditioning_shape: tuple[int, int]
+
+
+@dataclass(slots=True, eq=False)
+class LiveRun:
+    """One assignment under way."""
+
+    assignment: Assignment
+    model: ImageModel
+    num_images_left: int
+    steps_done: int
+    steps_total: int
+    run_time: float = 0.0
+    is_encoded: bool = False
+    prompt: Conditioning | None = None
+    negative: Conditioning | None = None
+    tasks: list[ImageTask] = field(default_factory=list)
+
+    @property
+    def run_id(self) -> str:
+        return self.assignment.run_id
+
+    @property
+    def run_time_ms(self) -> float:
+        return 1000.0 * self.run_time
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class ImageTask:
+    """One image of a run: seed, step table, cursor, latent [C, h, w].
+
+    `previous` is the last denoised latent, for samplers that look back. A suspect task was in a batch that failed and
+    travels alone until it has passed a step.
+    """
+
+    run: LiveRun
+    index: int
+    seed: int
+    key: BatchKey
+    table: StepTable
+    cursor: int = 0
+    latent: torch.Tensor | None = None
+    previous: torch.Tensor | None = None
+    is_suspect: bool = False
+
+    @property
+    def is_guided(self) -> bool:
+        return self.run.assignment.params.is_guided
+
+    @property
+    def num_rows(self) -> int:
+        return 2 if self.is_guided else 1
+
+    @property
+    def num_steps_left(self) -> int:
+        return len(self.table) - self.cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The images of one denoiser call."""
+
+    key: BatchKey
+    tasks: tuple[ImageTask, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(task.num_rows for task in self.tasks)
