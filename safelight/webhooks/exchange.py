@@ -87,12 +87,8 @@ class Poster:
 
     async def _exchange(self, url: httpx2.URL, headers: Mapping[str, str], body: bytes, received: _Received) -> None:
         target = httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        sent: dict[str | bytes, str | bytes] = {
-            **headers,
-            "host": url.netloc.decode("ascii"),
-            "connection": "close",
-            "accept": "*/*",
-        }
+        sent: list[tuple[bytes | str, bytes | str]] = [("host", url.netloc), ("connection", "close"), ("accept", "*/*")]
+        sent += headers.items()
         async with self._pool.stream("POST", target, headers=sent, content=body) as response:
             received.status_code = response.status
             received.headers = httpx2.Headers(response.headers)
