@@ -1,0 +1,9 @@
+"""Runs, events, deliveries, keys, deployments and pictures, kept so that what was accepted is never lost."""
+
+from safelight.store.deployments import DeploymentTable
+from safelight.store.images import ImageFolder, StoredImage
+from safelight.store.notifications import Listener, Notifications
+from safelight.store.runs import Backlog
+from safelight.store.store import Store
+
+__all__ = ["Backlog", "DeploymentTable", "ImageFolder", "Listener", "Notifications", "Store", "StoredImage"]

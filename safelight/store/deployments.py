@@ -1,0 +1,156 @@
+"""Deployments with all their versions, and placements: which worker has which version in which state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from safelight.deployments import PAGE_ALIAS, Deployment, DeploymentStatus, check_name
+from safelight.errors import NotFound
+from safelight.store.database import Database, now
+from safelight.store.notifications import Notifications
+from safelight.store.rows import deployment_from, to_json
+from safelight.store.schema import IS_DEPLOYED, deployments, placements
+
+SILENT_SECONDS = 120.0
+"""A worker not heard of for this long has nothing loaded."""
+
+ALIASED_MODEL = "stable-diffusion"
+
+MOST_ALIVE_FIRST = (DeploymentStatus.ACTIVE, DeploymentStatus.STARTING, DeploymentStatus.FAILED, DeploymentStatus.COLD)
+
+
+class DeploymentTable:
+    """What is served under which name. A version never changes, and stays for the runs that name it."""
+
+    def __init__(self, database: Database, notifications: Notifications) -> None:
+        self._database = database
+        self._notifications = notifications
+
+    async def deploy(self, deployment: Deployment) -> Deployment:
+        """Serve this under its name from now on, as the next version. Raises InvalidFields. One transaction."""
+        check_name(deployment.name)
+        deployed = await self._database.write(_deploy, deployment)
+        self._notifications.publish("deployments")
+        return deployed
+
+    async def get(self, name: str, version: int | None = None) -> Deployment:
+        """What is deployed under a name, or any version there ever was. Raises NotFound. One transaction."""
+        return await self._database.read(_get, name, version)
+
+    async def resolve(self, name: str) -> Deployment:
+        """What a request to `name` gets, the alias of the page included. Raises NotFound. One transaction."""
+        return await self._database.read(_resolve, name)
+
+    async def list(self) -> list[Deployment]:
+        """All that is deployed, by name. One transaction."""
+        return await self._database.read(_list)
+
+    async def undeploy(self, name: str) -> None:
+        """Serve nothing under a name any more; what is queued is still drawn. Raises NotFound. One transaction."""
+        await self._database.write(_undeploy, name)
+        self._notifications.publish("deployments")
+
+    async def record_placement(
+        self, worker_id: str, name: str, version: int, status: DeploymentStatus, reason: str = ""
+    ) -> None:
+        """Note how far a worker is with a version; it holds for two minutes or until the next pulse. One transaction."""
+        await self._database.write(_record_placement, worker_id, name, version, status=status, reason=reason)
+
+    async def forget_worker(self, worker_id: str) -> None:
+        """Drop the placements of a worker that stops. One transaction."""
+        await self._database.write(_forget_worker, worker_id)
+
+
+def _deploy(connection: Connection, deployment: Deployment) -> Deployment:
+    same_name = deployments.c.name == deployment.name
+    last = sa.select(sa.func.coalesce(sa.func.max(deployments.c.version), 0)).where(same_name)
+    version = connection.execute(last).scalar_one() + 1
+    connection.execute(sa.update(deployments).where(same_name, IS_DEPLOYED).values(undeployed_at=now()))
+    row = connection.execute(
+        sa.insert(deployments)
+        .values(
+            name=deployment.name,
+            version=version,
+            model=deployment.model,
+            revision=deployment.revision,
+            defaults=to_json(deployment.defaults),
+            limits=to_json(deployment.limits),
+            embed_metadata=deployment.embed_metadata,
+            created_at=now(),
+        )
+        .returning(*deployments.c)
+    ).one()
+    return deployment_from(row)
+
+
+def _get(connection: Connection, name: str, version: int | None) -> Deployment:
+    wanted = IS_DEPLOYED if version is None else deployments.c.version == version
+    row = connection.execute(sa.select(deployments).where(deployments.c.name == name, wanted)).first()
+    if row is None:
+        raise _not_found(name)
+    return _with_status(row, _placements(connection))
+
+
+def _resolve(connection: Connection, name: str) -> Deployment:
+    newest = sa.select(deployments).where(IS_DEPLOYED).order_by(deployments.c.created_at.desc(), deployments.c.name)
+    row = connection.execute(newest.where(deployments.c.name == name)).first()
+    if row is None and name == PAGE_ALIAS:
+        row = connection.execute(newest.where(deployments.c.model == ALIASED_MODEL)).first()
+    if row is None:
+        raise _not_found(name)
+    return _with_status(row, _placements(connection))
+
+
+def _list(connection: Connection) -> list[Deployment]:
+    placed = _placements(connection)
+    deployed = connection.execute(sa.select(deployments).where(IS_DEPLOYED).order_by(deployments.c.name))
+    return [_with_status(row, placed) for row in deployed]
+
+
+def _undeploy(connection: Connection, name: str) -> None:
+    current = sa.update(deployments).where(deployments.c.name == name, IS_DEPLOYED)
+    if connection.execute(current.values(undeployed_at=now())).rowcount == 0:
+        raise _not_found(name)
+
+
+def _record_placement(
+    connection: Connection, worker_id: str, name: str, version: int, *, status: DeploymentStatus, reason: str
+) -> None:
+    same = sa.and_(placements.c.worker_id == worker_id, placements.c.name == name, placements.c.version == version)
+    is_silent = placements.c.heard_at < now() - SILENT_SECONDS
+    connection.execute(sa.delete(placements).where(sa.or_(same, is_silent)))
+    connection.execute(
+        sa.insert(placements).values(
+            worker_id=worker_id, name=name, version=version, status=status, reason=reason, heard_at=now()
+        )
+    )
+
+
+def _forget_worker(connection: Connection, worker_id: str) -> None:
+    connection.execute(sa.delete(placements).where(placements.c.worker_id == worker_id))
+
+
+def _placements(connection: Connection) -> list[sa.Row[Any]]:
+    """The placements of workers heard of lately: a few per worker."""
+    heard = sa.select(placements).where(placements.c.heard_at >= now() - SILENT_SECONDS)
+    return list(connection.execute(heard.order_by(placements.c.heard_at.desc())))
+
+
+def _with_status(row: sa.Row[Any], placed: Iterable[sa.Row[Any]]) -> Deployment:
+    """The deployment in the state of the worker that is furthest with it."""
+    mine = [placement for placement in placed if (placement.name, placement.version) == (row.name, row.version)]
+    for status in MOST_ALIVE_FIRST:
+        for placement in mine:
+            if placement.status == status:
+                return replace(deployment_from(row), status=status, status_reason=placement.reason)
+    return deployment_from(row)
+
+
+def _not_found(name: str) -> NotFound:
+    message = f"nothing is deployed under {name!r}; see `safelight deployments`"
+    return NotFound(message, code="deployment_not_found")

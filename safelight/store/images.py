@@ -1,0 +1,132 @@
+"""Pictures as files: written durably before a row names them, read and removed by that name, swept when no row does."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import re
+import secrets
+import time
+from collections.abc import Container, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from safelight.errors import NotFound, StorageFull
+from safelight.runs import OutputFormat
+
+_RUN_ID = re.compile(r"[0-9A-Za-z_-]{2,64}")
+_PATH = re.compile(r"[0-9A-Za-z_-]{2}/[0-9A-Za-z_-]{2,64}/\d+-\d+\.[a-z]+")
+
+
+class StoredImage(NamedTuple):
+    """Where a picture was put, relative to the folder, and what an ImageRecord says of it."""
+
+    path: str
+    num_bytes: int
+    sha256: str
+
+
+class ImageFolder:
+    """A folder of pictures: `<run_id[:2]>/<run_id>/<index>-<fence>.<format>`. The disk work is done off the event loop."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lasting_shelves: set[str] = set()
+
+    async def write(self, run_id: str, index: int, fence: int, output_format: OutputFormat, data: bytes) -> StoredImage:
+        """Write a picture so that it survives power loss once this returns. Raises StorageFull."""
+        assert _RUN_ID.fullmatch(run_id), "run ids are made by the server"
+        path = f"{run_id[:2]}/{run_id}/{index}-{fence}.{output_format.value}"
+        try:
+            return await asyncio.to_thread(self._write, path, data)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            message = "the disk of the data folder is full; free some space"
+            raise StorageFull(message, retry_after_seconds=30.0) from error
+
+    async def read(self, path: str) -> bytes:
+        """The bytes of a picture. Raises NotFound."""
+        try:
+            return await asyncio.to_thread(self._resolve(path).read_bytes)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise _not_found() from error
+
+    async def remove(self, paths: Iterable[str]) -> None:
+        """Remove pictures, and the folders that this empties; what is gone already is no error."""
+        await asyncio.to_thread(self._remove, [self._resolve(path) for path in paths])
+
+    async def sweep(self, known_paths: Container[str], older_than_seconds: float = 3600.0, *, shelf: str = "??") -> int:
+        """Remove files that are in no row and no longer young, below one `shelf` (a run id's first two characters)."""
+        return await asyncio.to_thread(self._sweep, known_paths, older_than_seconds, shelf)
+
+    async def shelves(self) -> list[str]:
+        """The folders that `sweep` can be asked for one by one."""
+        return await asyncio.to_thread(lambda: sorted(shelf.name for shelf in self._folder.glob("??")))
+
+    def _resolve(self, path: str) -> Path:
+        if not _PATH.fullmatch(path):
+            raise _not_found()
+        return self._folder / path
+
+    def _write(self, path: str, data: bytes) -> StoredImage:
+        final = self._folder / path
+        self._make_parents(final.parent)
+        temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(final)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(final.parent)
+        return StoredImage(path, len(data), hashlib.sha256(data).hexdigest())
+
+    def _make_parents(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Another process may have made these and not yet synced them, so "it was there" is not enough.
+        _sync_folder(folder.parent)
+        if folder.parent.name not in self._lasting_shelves:
+            _sync_folder(self._folder)
+            _sync_folder(self._folder.parent)
+            self._lasting_shelves.add(folder.parent.name)
+
+    def _remove(self, files: list[Path]) -> None:
+        for file in files:
+            file.unlink(missing_ok=True)
+        for folder in {file.parent for file in files}:
+            with suppress(OSError):
+                folder.rmdir()
+
+    def _sweep(self, known_paths: Container[str], older_than_seconds: float, shelf: str) -> int:
+        oldest_kept = time.time() - older_than_seconds
+        orphans = [file for file in self._old_files(shelf, oldest_kept) if self._name(file) not in known_paths]
+        self._remove(orphans)
+        return len(orphans)
+
+    def _old_files(self, shelf: str, oldest_kept: float) -> Iterator[Path]:
+        for file in self._folder.glob(f"{shelf}/*/*"):
+            with suppress(FileNotFoundError):
+                if file.stat().st_mtime < oldest_kept:
+                    yield file
+
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self._folder).as_posix()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _not_found() -> NotFound:
+    return NotFound("there is no such image; the run may have expired", code="image_not_found")

@@ -1,0 +1,194 @@
+"""The first schema."""
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    _create_runs()
+    _index_runs()
+    _create_events()
+    _create_images()
+    _create_deliveries()
+    _create_attempts()
+    _create_keys()
+    _create_deployments()
+    _create_placements()
+
+
+def _create_runs() -> None:
+    op.create_table(
+        "runs",
+        sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("project", sa.Text(), nullable=False),
+        sa.Column("key_id", sa.Text()),
+        sa.Column("deployment", sa.Text(), nullable=False),
+        sa.Column("deployment_version", sa.Integer(), nullable=False),
+        sa.Column("params", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("started_at", sa.Double()),
+        sa.Column("ended_at", sa.Double()),
+        sa.Column("run_time_ms", sa.Double()),
+        sa.Column("worker_id", sa.Text()),
+        sa.Column("lease_ends_at", sa.Double()),
+        sa.Column("fence", sa.Integer(), nullable=False),
+        sa.Column("num_attempts", sa.Integer(), nullable=False),
+        sa.Column("num_events", sa.Integer(), nullable=False),
+        sa.Column("is_cancel_requested", sa.Boolean(), nullable=False),
+        sa.Column("steps_done", sa.Integer(), nullable=False),
+        sa.Column("steps_total", sa.Integer(), nullable=False),
+        sa.Column("eta_seconds", sa.Double()),
+        sa.Column("webhook_endpoint", sa.Text()),
+        sa.Column("idempotency_key", sa.Text()),
+        sa.Column("body_digest", sa.Text()),
+        sa.Column("warnings", sa.Text(), nullable=False),
+        sa.Column("error_code", sa.Text()),
+        sa.Column("error_message", sa.Text()),
+        sa.PrimaryKeyConstraint("number"),
+        sa.UniqueConstraint("id"),
+    )
+
+
+def _index_runs() -> None:
+    op.create_index("runs_by_deployment", "runs", ["deployment", "created_at", "number"], unique=False)
+    op.create_index("runs_by_project", "runs", ["project", "created_at", "number"], unique=False)
+    op.create_index("runs_by_project_status", "runs", ["project", "status", "created_at", "number"], unique=False)
+    op.create_index("runs_by_status", "runs", ["status", "created_at", "number"], unique=False)
+    op.create_index("runs_ended", "runs", ["ended_at"], unique=False, **_only("ended_at IS NOT NULL"))
+    op.create_index(
+        "runs_idempotency", "runs", ["project", "idempotency_key"], unique=True, **_only("idempotency_key IS NOT NULL")
+    )
+    op.create_index("runs_leased", "runs", ["lease_ends_at"], unique=False, **_only("status = 'running'"))
+    op.create_index("runs_newest", "runs", ["created_at", "number"], unique=False)
+    op.create_index("runs_queued", "runs", ["number"], unique=False, **_only("status = 'queued'"))
+
+
+def _create_events() -> None:
+    op.create_table(
+        "events",
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("sequence", sa.Integer(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("at", sa.Double(), nullable=False),
+        sa.Column("image_index", sa.Integer()),
+        sa.Column("error_code", sa.Text()),
+        sa.Column("error_message", sa.Text()),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("run_id", "sequence"),
+        sqlite_with_rowid=False,
+    )
+
+
+def _create_images() -> None:
+    op.create_table(
+        "images",
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("image_index", sa.Integer(), nullable=False),
+        sa.Column("seed", sa.BigInteger(), nullable=False),
+        sa.Column("output_format", sa.Text(), nullable=False),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("num_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("run_id", "image_index"),
+        sqlite_with_rowid=False,
+    )
+
+
+def _create_deliveries() -> None:
+    op.create_table(
+        "deliveries",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("event_id", sa.Text(), nullable=False),
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("project", sa.Text(), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("next_attempt_at", sa.Double()),
+        sa.Column("num_attempts", sa.Integer(), nullable=False),
+        sa.Column("num_attempts_before_resend", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("event_id", "url", name="deliveries_event"),
+    )
+    op.create_index("deliveries_by_project", "deliveries", ["project", "created_at"], unique=False)
+    op.create_index("deliveries_by_run", "deliveries", ["run_id"], unique=False)
+    op.create_index("deliveries_due", "deliveries", ["next_attempt_at"], unique=False, **_only("status = 'pending'"))
+    op.create_index("deliveries_newest", "deliveries", ["created_at"], unique=False)
+
+
+def _create_attempts() -> None:
+    op.create_table(
+        "attempts",
+        sa.Column("delivery_id", sa.Text(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("at", sa.Double(), nullable=False),
+        sa.Column("duration_ms", sa.Double(), nullable=False),
+        sa.Column("status_code", sa.Integer()),
+        sa.Column("error", sa.Text()),
+        sa.Column("response_excerpt", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["delivery_id"], ["deliveries.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("delivery_id", "number"),
+        sqlite_with_rowid=False,
+    )
+
+
+def _create_keys() -> None:
+    op.create_table(
+        "keys",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("prefix", sa.Text(), nullable=False),
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("project", sa.Text(), nullable=False),
+        sa.Column("scopes", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("expires_at", sa.Double()),
+        sa.Column("revoked_at", sa.Double()),
+        sa.Column("last_used_at", sa.Double()),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("keys_by_name", "keys", ["name"], unique=True, **_only("revoked_at IS NULL"))
+    op.create_index("keys_by_prefix", "keys", ["prefix"], unique=False)
+
+
+def _create_deployments() -> None:
+    op.create_table(
+        "deployments",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("revision", sa.Text()),
+        sa.Column("defaults", sa.Text(), nullable=False),
+        sa.Column("limits", sa.Text(), nullable=False),
+        sa.Column("embed_metadata", sa.Boolean(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("undeployed_at", sa.Double()),
+        sa.PrimaryKeyConstraint("name", "version"),
+    )
+    op.create_index("deployments_current", "deployments", ["name"], unique=True, **_only("undeployed_at IS NULL"))
+
+
+def _create_placements() -> None:
+    op.create_table(
+        "placements",
+        sa.Column("worker_id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("heard_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("worker_id", "name", "version"),
+    )
+
+
+def _only(condition: str) -> dict[str, Any]:
+    return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}

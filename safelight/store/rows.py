@@ -1,0 +1,149 @@
+"""From rows to the words of the house and back. JSON text is read leniently, so that either side may be the newer one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from sqlalchemy import Row
+
+from safelight.deployments import Defaults, Deployment, Limits
+from safelight.keys import Key, Scope
+from safelight.runs import (
+    Delivery,
+    DeliveryAttempt,
+    DeliveryStatus,
+    ImageRecord,
+    OutputFormat,
+    Run,
+    RunError,
+    RunEvent,
+    RunEventKind,
+    RunParams,
+    RunStatus,
+    SamplerName,
+)
+
+T = TypeVar("T", RunParams, Defaults, Limits)
+
+ENUMS: Mapping[str, Callable[[Any], Any]] = {"sampler": SamplerName, "output_format": OutputFormat}
+"""The fields of the above that are more than JSON's own kinds."""
+
+
+def to_json(value: RunParams | Defaults | Limits) -> str:
+    return json.dumps(asdict(value), allow_nan=False)
+
+
+def from_json(kind: type[T], text: str) -> T:
+    """A `kind` from its JSON: keys it does not know are ignored, keys that are missing take their defaults."""
+    known = {name: value for name, value in json.loads(text).items() if name in kind.__dataclass_fields__}
+    return kind(**{name: ENUMS[name](value) if name in ENUMS else value for name, value in known.items()})
+
+
+def run_from(row: Row[Any], images: Sequence[Row[Any]] = ()) -> Run:
+    """A run from a row of `runs` and its rows of `images`."""
+    return Run(
+        id=row.id,
+        project=row.project,
+        key_id=row.key_id,
+        deployment=row.deployment,
+        deployment_version=row.deployment_version,
+        params=from_json(RunParams, row.params),
+        status=RunStatus(row.status),
+        created_at=row.created_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        run_time_ms=row.run_time_ms,
+        fence=row.fence,
+        num_attempts=row.num_attempts,
+        is_cancel_requested=row.is_cancel_requested,
+        steps_done=row.steps_done,
+        steps_total=row.steps_total,
+        eta_seconds=row.eta_seconds,
+        webhook_endpoint=row.webhook_endpoint,
+        warnings=tuple(json.loads(row.warnings)),
+        error=_error_from(row),
+        images=tuple(image_from(image) for image in images),
+    )
+
+
+def _error_from(row: Row[Any]) -> RunError | None:
+    return None if row.error_code is None else RunError(row.error_code, row.error_message or "")
+
+
+def image_from(row: Row[Any]) -> ImageRecord:
+    return ImageRecord(
+        index=row.image_index,
+        seed=row.seed,
+        output_format=OutputFormat(row.output_format),
+        path=row.path,
+        num_bytes=row.num_bytes,
+        sha256=row.sha256,
+    )
+
+
+def event_from(row: Row[Any]) -> RunEvent:
+    return RunEvent(
+        run_id=row.run_id,
+        kind=RunEventKind(row.kind),
+        at=row.at,
+        sequence=row.sequence,
+        image_index=row.image_index,
+        error=_error_from(row),
+    )
+
+
+def delivery_from(row: Row[Any], attempts: Sequence[Row[Any]] = ()) -> Delivery:
+    return Delivery(
+        id=row.id,
+        event_id=row.event_id,
+        run_id=row.run_id,
+        project=row.project,
+        url=row.url,
+        status=DeliveryStatus(row.status),
+        created_at=row.created_at,
+        next_attempt_at=row.next_attempt_at,
+        num_attempts=row.num_attempts,
+        attempts=tuple(_attempt_from(attempt) for attempt in attempts),
+    )
+
+
+def _attempt_from(row: Row[Any]) -> DeliveryAttempt:
+    return DeliveryAttempt(
+        number=row.number,
+        at=row.at,
+        duration_ms=row.duration_ms,
+        status_code=row.status_code,
+        error=row.error,
+        response_excerpt=row.response_excerpt,
+    )
+
+
+def key_from(row: Row[Any]) -> Key:
+    return Key(
+        id=row.id,
+        name=row.name,
+        prefix=row.prefix,
+        project=row.project,
+        scopes=frozenset(Scope(scope) for scope in row.scopes.split()),
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+        last_used_at=row.last_used_at,
+    )
+
+
+def deployment_from(row: Row[Any]) -> Deployment:
+    """A deployment as it was deployed; its status is not in the row."""
+    return Deployment(
+        name=row.name,
+        version=row.version,
+        model=row.model,
+        revision=row.revision,
+        defaults=from_json(Defaults, row.defaults),
+        limits=from_json(Limits, row.limits),
+        embed_metadata=row.embed_metadata,
+        created_at=row.created_at,
+    )

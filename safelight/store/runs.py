@@ -1,0 +1,322 @@
+"""Runs: the only queue there is. Every public method is one transaction, then the hints that go with it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from safelight.errors import Conflict, FieldError, IdempotencyMismatch, InvalidFields, NotFound, Overloaded
+from safelight.runs import (
+    Claim,
+    ImageRecord,
+    NewRun,
+    Outcome,
+    Progress,
+    Pulse,
+    Run,
+    RunEventKind,
+    RunStatus,
+)
+from safelight.store import claims, events
+from safelight.store.database import Database, now
+from safelight.store.images import ImageFolder
+from safelight.store.notifications import Notifications
+from safelight.store.rows import run_from, to_json
+from safelight.store.schema import HAS_ENDED, IS_QUEUED, IS_RUNNING, deliveries, images, runs
+
+NUM_RECENT_RUNS = 20
+PRUNE_BATCH = 200
+ROOM_SHARE = 0.1
+"""A caller that was refused comes back when this share of the queue should be gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How much waits. `queue_eta_seconds` is when the last queued run should start; None until a run has ended."""
+
+    num_queued: int
+    num_running: int
+    queue_eta_seconds: float | None
+
+
+class Runs:
+    """All runs of all projects. Where a method takes `project`, runs of others do not exist; None sees all."""
+
+    def __init__(self, database: Database, notifications: Notifications, image_folder: ImageFolder) -> None:
+        self._database = database
+        self._notifications = notifications
+        self._image_folder = image_folder
+
+    async def create(self, new: NewRun, *, max_queued: int) -> tuple[Run, bool]:
+        """Queue a run; or find the one its idempotency key made before, which gives False. One transaction.
+
+        Raises IdempotencyMismatch when that key came with another body, Overloaded when `max_queued` wait already.
+        """
+        run, is_new = await self._database.write(_create, new, max_queued=max_queued)
+        if is_new:
+            self._notifications.publish("queue")
+        return run, is_new
+
+    async def get(self, run_id: str, *, project: str | None = None) -> Run:
+        """One run. Raises NotFound. One transaction."""
+        return await self._database.read(_get, run_id, project)
+
+    async def queue_position(self, run_id: str) -> int | None:
+        """How many runs are claimed before this one; None when it is not queued. One transaction."""
+        return await self._database.read(_queue_position, run_id)
+
+    async def backlog(self) -> Backlog:
+        """How much waits, and for how long judging by the last runs. One transaction."""
+        return await self._database.read(_backlog)
+
+    async def claim(self, worker_id: str, *, limit: int, lease_seconds: float) -> list[Claim]:
+        """Take the runs that have waited longest, at most `limit`, each with a higher fence. One transaction."""
+        claimed = await self._database.write(claims.claim, worker_id, limit=limit, lease_seconds=lease_seconds)
+        self._hint_runs([claim.run.id for claim in claimed])
+        return claimed
+
+    async def pulse(self, worker_id: str, progress: Sequence[Progress], *, lease_seconds: float, renew: bool) -> Pulse:
+        """Write the progress of a worker's runs, and renew their leases and its placements if `renew`. One transaction."""
+        if not progress and not renew:
+            return Pulse()
+        pulse = await self._database.write(claims.pulse, worker_id, progress, lease_seconds=lease_seconds, renew=renew)
+        self._hint_runs([report.run_id for report in progress])
+        return pulse
+
+    async def add_image(self, claim: Claim, image: ImageRecord) -> None:
+        """Name a picture that was durably written. Raises LostClaim. One transaction."""
+        await self._database.write(claims.add_image, claim, image)
+        self._hint_runs([claim.run.id])
+
+    async def finish(self, claim: Claim, outcome: Outcome) -> Run:
+        """End a claimed run, with its event and its delivery. Raises LostClaim. One transaction."""
+        assert outcome.status.has_ended, "an outcome is an end"
+        run = await self._database.write(claims.finish, claim, outcome)
+        self._hint_end(run)
+        return run
+
+    async def release(self, claim: Claim) -> None:
+        """Give a run back unfinished, at no cost to its attempts. Raises LostClaim. One transaction."""
+        await self._database.write(claims.release, claim)
+        self._notifications.publish("queue")
+        self._notifications.publish("deliveries")
+        self._hint_runs([claim.run.id])
+
+    async def cancel(self, run_id: str, *, project: str | None = None) -> Run:
+        """End a queued run, or ask the worker of a running one to stop; an ended run stays. Raises NotFound. One transaction."""
+        run = await self._database.write(_cancel, run_id, project)
+        if run.status is RunStatus.RUNNING:
+            self._notifications.publish("cancel")
+        self._hint_end(run)
+        return run
+
+    async def requeue_lost(self, *, max_attempts: int) -> list[Run]:
+        """Queue again the runs whose lease ran out; end those cancelled meanwhile or out of attempts. One transaction."""
+        taken_back = await self._database.write(claims.requeue_lost, max_attempts=max_attempts)
+        for run in taken_back:
+            self._hint_end(run)
+        if taken_back:
+            self._notifications.publish("queue")
+        return taken_back
+
+    async def delete(self, run_id: str, *, project: str | None = None) -> None:
+        """Forget a run and all that belongs to it. Raises NotFound, Conflict while it runs. One transaction."""
+        await self._image_folder.remove(await self._database.write(_delete, run_id, project))
+        self._hint_runs([run_id])
+
+    async def prune(self, *, older_than_seconds: float) -> int:
+        """Forget runs that ended that long ago and have told their webhook. One transaction per batch."""
+        num_pruned = 0
+        while True:
+            num_runs, paths = await self._database.write(_prune, older_than_seconds)
+            await self._image_folder.remove(paths)
+            num_pruned += num_runs
+            if num_runs < PRUNE_BATCH:
+                return num_pruned
+
+    async def image_paths(self, shelf: str) -> frozenset[str]:
+        """The paths of all pictures on a shelf of the image folder. One transaction."""
+        return await self._database.read(_image_paths, shelf)
+
+    async def list(
+        self,
+        *,
+        project: str | None = None,
+        deployment: str | None = None,
+        status: RunStatus | None = None,
+        created_after: float | None = None,
+        created_before: float | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> tuple[list[Run], str | None]:
+        """A page of runs, newest first, and the cursor of the next. Raises InvalidFields. One transaction."""
+        query = sa.select(runs).order_by(runs.c.created_at.desc(), runs.c.number.desc())
+        for column, wanted in ((runs.c.project, project), (runs.c.deployment, deployment), (runs.c.status, status)):
+            if wanted is not None:
+                query = query.where(column == wanted)
+        if created_after is not None:
+            query = query.where(runs.c.created_at > created_after)
+        if created_before is not None:
+            query = query.where(runs.c.created_at < created_before)
+        if cursor is not None:
+            query = query.where(sa.tuple_(runs.c.created_at, runs.c.number) < sa.tuple_(*_read_cursor(cursor)))
+        return await self._database.read(_list, query, limit)
+
+    def _hint_end(self, run: Run) -> None:
+        self._hint_runs([run.id])
+        if run.status.has_ended and run.webhook_endpoint is not None:
+            self._notifications.publish("deliveries")
+
+    def _hint_runs(self, run_ids: Sequence[str]) -> None:
+        for run_id in run_ids:
+            self._notifications.publish(f"run:{run_id}")
+
+
+def _create(connection: Connection, new: NewRun, *, max_queued: int) -> tuple[Run, bool]:
+    if new.idempotency_key is not None:
+        same = sa.and_(runs.c.project == new.project, runs.c.idempotency_key == new.idempotency_key)
+        made = connection.execute(sa.select(runs).where(same)).first()
+        if made is not None and made.body_digest != new.body_digest:
+            message = "this idempotency key was used with another body; use a fresh key for another request"
+            raise IdempotencyMismatch(message, run_id=made.id)
+        if made is not None:
+            return claims.with_images(connection, made), False
+    backlog = _backlog(connection)
+    if backlog.num_queued >= max_queued:
+        wait = max(1.0, min(300.0, ROOM_SHARE * (backlog.queue_eta_seconds or 0.0)))
+        raise Overloaded(f"{backlog.num_queued} runs wait already", retry_after_seconds=wait)
+    row = connection.execute(sa.insert(runs).values(**_columns(new)).returning(*runs.c)).one()
+    events.append(connection, row, RunEventKind.QUEUED, at=row.created_at)
+    return run_from(row), True
+
+
+def _columns(new: NewRun) -> dict[str, object]:
+    return {
+        "id": new.id,
+        "project": new.project,
+        "key_id": new.key_id,
+        "deployment": new.deployment,
+        "deployment_version": new.deployment_version,
+        "params": to_json(new.params),
+        "status": RunStatus.QUEUED,
+        "created_at": now(),
+        "fence": 0,
+        "num_attempts": 0,
+        "num_events": 1,
+        "is_cancel_requested": False,
+        "steps_done": 0,
+        "steps_total": 0,
+        "webhook_endpoint": new.webhook_endpoint,
+        "idempotency_key": new.idempotency_key,
+        "body_digest": new.body_digest,
+        "warnings": "[]",
+    }
+
+
+def _get(connection: Connection, run_id: str, project: str | None) -> Run:
+    return claims.with_images(connection, _row(connection, run_id, project))
+
+
+def _row(connection: Connection, run_id: str, project: str | None) -> sa.Row[Any]:
+    """The row of a run, locked when the transaction writes. Raises NotFound."""
+    query = sa.select(runs).where(runs.c.id == run_id)
+    row = connection.execute(query if project is None else query.where(runs.c.project == project)).first()
+    if row is None:
+        raise NotFound("there is no such run; it may have expired", code="run_not_found")
+    return row
+
+
+def _list(connection: Connection, query: sa.Select[Any], limit: int) -> tuple[list[Run], str | None]:
+    # One more than asked for tells whether there is a next page.
+    found = connection.execute(query.limit(limit + 1)).all()
+    page = found[:limit]
+    drawn = claims.images_of(connection, [row.id for row in page])
+    is_more = len(found) > limit > 0
+    return [run_from(row, drawn.get(row.id, ())) for row in page], _cursor(page[-1]) if is_more else None
+
+
+def _cursor(row: sa.Row[Any]) -> str:
+    return base64.urlsafe_b64encode(f"{row.created_at!r} {row.number}".encode()).decode()
+
+
+def _read_cursor(cursor: str) -> tuple[float, int]:
+    try:
+        created_at, number = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii").split(" ")
+        return float(created_at), int(number)
+    except (binascii.Error, ValueError) as error:
+        message = "this is not a cursor from an earlier page; ask for the first page without one"
+        raise InvalidFields([FieldError("cursor", message)]) from error
+
+
+def _queue_position(connection: Connection, run_id: str) -> int | None:
+    this = sa.select(runs.c.number).where(runs.c.id == run_id, IS_QUEUED)
+    number = connection.execute(this).scalar()
+    if number is None:
+        return None
+    before = sa.select(sa.func.count()).select_from(runs).where(IS_QUEUED, runs.c.number < number)
+    return connection.execute(before).scalar_one()
+
+
+def _backlog(connection: Connection) -> Backlog:
+    recent = (
+        sa.select(runs.c.run_time_ms).where(HAS_ENDED).order_by(runs.c.ended_at.desc()).limit(NUM_RECENT_RUNS)
+    ).subquery()
+    figures = connection.execute(
+        sa.select(
+            sa.select(sa.func.count()).select_from(runs).where(IS_QUEUED).scalar_subquery(),
+            sa.select(sa.func.count()).select_from(runs).where(IS_RUNNING).scalar_subquery(),
+            sa.select(sa.func.avg(recent.c.run_time_ms)).scalar_subquery(),
+        )
+    ).one()
+    num_queued, num_running, mean_ms = figures
+    # Runs that are drawn together each count the whole time, so as many end per mean time as run at once.
+    eta = None if mean_ms is None else num_queued * mean_ms / 1000.0 / max(1, num_running)
+    return Backlog(num_queued, num_running, eta)
+
+
+def _cancel(connection: Connection, run_id: str, project: str | None) -> Run:
+    row = _row(connection, run_id, project)
+    same = runs.c.number == row.number
+    if row.status == RunStatus.QUEUED:
+        row = claims.end_run(connection, same, RunStatus.CANCELLED) or row
+    elif row.status == RunStatus.RUNNING:
+        row = connection.execute(sa.update(runs).where(same).values(is_cancel_requested=True).returning(*runs.c)).one()
+    return claims.with_images(connection, row)
+
+
+def _delete(connection: Connection, run_id: str, project: str | None) -> list[str]:
+    row = _row(connection, run_id, project)
+    if row.status == RunStatus.RUNNING:
+        raise Conflict("the run is being drawn; cancel it first, then delete it", run_id=run_id)
+    return _forget(connection, [run_id])
+
+
+def _prune(connection: Connection, older_than_seconds: float) -> tuple[int, list[str]]:
+    is_waited_for = sa.exists().where(deliveries.c.run_id == runs.c.id, deliveries.c.status == "pending")
+    expired = (
+        sa.select(runs.c.id)
+        .where(HAS_ENDED, runs.c.ended_at < now() - older_than_seconds, ~is_waited_for)
+        .order_by(runs.c.ended_at)
+        .limit(PRUNE_BATCH)
+    )
+    run_ids = list(connection.execute(expired).scalars())
+    return len(run_ids), _forget(connection, run_ids)
+
+
+def _forget(connection: Connection, run_ids: Sequence[str]) -> list[str]:
+    """Delete runs with all rows that belong to them. The paths of their pictures."""
+    paths = list(connection.execute(sa.select(images.c.path).where(images.c.run_id.in_(run_ids))).scalars())
+    connection.execute(sa.delete(runs).where(runs.c.id.in_(run_ids)))
+    return paths
+
+
+def _image_paths(connection: Connection, shelf: str) -> frozenset[str]:
+    after_shelf = shelf[:-1] + chr(ord(shelf[-1]) + 1)
+    on_shelf = sa.select(images.c.path).where(images.c.run_id >= shelf, images.c.run_id < after_shelf)
+    return frozenset(connection.execute(on_shelf).scalars())

@@ -1,0 +1,111 @@
+"""The store: opens the data folder, brings the database up to date, and hands out the tables."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import fcntl
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from sqlalchemy.engine import Engine
+
+from safelight.errors import ConfigError
+from safelight.store.database import Database, open_engine
+from safelight.store.deliveries import Deliveries
+from safelight.store.deployments import DeploymentTable
+from safelight.store.events import Events
+from safelight.store.images import ImageFolder
+from safelight.store.keys import Keys
+from safelight.store.migrations import migrate
+from safelight.store.notifications import Notifications
+from safelight.store.runs import Runs
+
+
+class Store:
+    """Everything that lasts. Any number of processes may have the same store open."""
+
+    def __init__(self, data: Path, database: Database, secret: bytes) -> None:
+        self._database = database
+        self._secret = secret
+        self.notifications = Notifications(data)
+        self.images = ImageFolder(data / "images")
+        self.runs = Runs(database, self.notifications, self.images)
+        self.events = Events(database)
+        self.deliveries = Deliveries(database, self.notifications)
+        self.keys = Keys(database, secret)
+        self.deployments = DeploymentTable(database, self.notifications)
+
+    @classmethod
+    async def open(cls, data: Path, *, database_url: str | None = None) -> Self:
+        """Open the store in `data`, made and migrated if need be. Raises ConfigError, StorageFull, TryLater."""
+        engine, secret = await asyncio.to_thread(_prepare, data, database_url)
+        store = cls(data, Database(engine), secret)
+        store.notifications.start()
+        return store
+
+    async def close(self) -> None:
+        """Wait for the transactions under way, then let go of everything."""
+        self.notifications.close()
+        await self._database.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    def webhook_secret(self, project: str) -> str:
+        """What deliveries of a project are signed with, in the form receivers' libraries take."""
+        derived = hmac.new(self._secret, b"webhook:" + project.encode(), hashlib.sha256).digest()
+        return "whsec_" + base64.b64encode(derived).decode()
+
+    async def sweep_images(self, *, older_than_seconds: float = 3600.0) -> int:
+        """Remove image files that no row names. One transaction per shelf of the folder."""
+        num_swept = 0
+        for shelf in await self.images.shelves():
+            known = await self.runs.image_paths(shelf)
+            num_swept += await self.images.sweep(known, older_than_seconds, shelf=shelf)
+        return num_swept
+
+
+def _prepare(data: Path, database_url: str | None) -> tuple[Engine, bytes]:
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _alone(data):
+            engine = open_engine(data, database_url)
+            migrate(engine)
+            return engine, _server_secret(data)
+    except OSError as error:
+        raise ConfigError(f"the data folder {data} cannot be used: {error.strerror}") from error
+
+
+@contextmanager
+def _alone(data: Path) -> Iterator[None]:
+    """Holds off other processes that open the same folder, until this one has made or migrated what is in it."""
+    with (data / "opening.lock").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _server_secret(data: Path) -> bytes:
+    path = data / "secret.key"
+    if not path.exists():
+        temporary = path.with_suffix(".new")
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(32))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    secret = path.read_bytes()
+    if len(secret) != 32:
+        raise ConfigError(f"{path} is damaged; restore it, or remove it and make all keys anew")
+    return secret
