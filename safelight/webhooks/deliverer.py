@@ -25,6 +25,8 @@ from safelight.webhooks.targets import GuardedBackend, Resolver, TargetPolicy, h
 log = logging.getLogger("safelight.webhooks")
 
 MAX_RETRY_AFTER_SECONDS = 86400.0
+"""An endpoint may ask for a longer wait than the schedule's, up to this; never for a shorter one."""
+
 JITTER = 0.2
 """A wait grows by up to this share, so that endpoints that come back are not called by everyone in one moment."""
 
@@ -134,6 +136,7 @@ class Deliverer:
                 error=answer.error,
                 response_excerpt=answer.excerpt,
             )
+            retry_after = answer.retry_after_seconds
             waits = [seconds * (1 + JITTER * self._jitter()) for seconds in self._settings.retry_seconds]
             recorded = await self._store.deliveries.record(
                 delivery.id,
@@ -141,8 +144,11 @@ class Deliverer:
                 retry_seconds=waits,
                 delivered=answer.is_success,
                 give_up=give_up,
-                retry_after_seconds=_bounded_wait(answer, attempt.number, waits),
+                retry_after_seconds=None if retry_after is None else min(retry_after, MAX_RETRY_AFTER_SECONDS),
             )
+        except NotFound:
+            log.info("a run was deleted while its delivery was on its way", extra=_marks(delivery))
+            return
         except Exception:
             log.exception("a try to deliver was not recorded; it will be made again", extra=_marks(delivery))
             return
@@ -184,13 +190,6 @@ class Deliverer:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": sign(self._secrets(delivery.project), delivery.event_id, timestamp, body),
         }
-
-
-def _bounded_wait(answer: Answer, number: int, waits: Sequence[float]) -> float | None:
-    """The wait that an endpoint asked for, never shorter than the schedule's: a small one would use up all tries at once."""
-    if answer.retry_after_seconds is None or number >= len(waits):
-        return None
-    return max(waits[number], min(answer.retry_after_seconds, MAX_RETRY_AFTER_SECONDS))
 
 
 def _marks(delivery: Delivery) -> dict[str, object]:

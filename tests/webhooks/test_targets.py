@@ -183,11 +183,11 @@ async def test_tls_and_host_header_keep_the_name_of_the_url() -> None:
     seen: dict[str, object] = {}
 
     class Stream(httpcore2.AsyncMockStream):
-        async def start_tls(self, ssl_context, server_hostname=None, timeout=None):  # type: ignore[no-untyped-def]
+        async def start_tls(self, ssl_context, server_hostname=None, **_):  # type: ignore[no-untyped-def]
             seen["tls name"] = server_hostname
             return self
 
-        async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        async def write(self, buffer: bytes, **_: object) -> None:
             seen["sent"] = bytes(seen.get("sent", b"")) + buffer  # type: ignore[arg-type]
 
     class Network(RecordingNetwork):
