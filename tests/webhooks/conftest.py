@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import ssl
+import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,9 +27,12 @@ EndRun = Callable[..., Awaitable[Run]]
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with await Store.open(tmp_path) as opened:
-        yield opened
+async def store() -> AsyncIterator[Store]:
+    # In memory where the machine has such a folder: power loss is not tested here, and syncing takes its time.
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        async with await Store.open(Path(folder)) as opened:
+            yield opened
 
 
 @pytest.fixture
