@@ -1,0 +1,78 @@
+"""The composition of the door: routes, what every request goes through, how errors are answered. No torch, no globals."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from safelight import __version__
+from safelight.api.auth import KeyRing
+from safelight.api.errors import answer_error, answer_framework_error, answer_validation_error
+from safelight.api.middleware import AccessLog, ErrorBorder, HostGuard, SafeHeaders
+from safelight.api.openapi import complete_document
+from safelight.api.routes.predict import predict_router
+from safelight.api.routes.runs import runs_router
+from safelight.api.routes.server import server_router
+from safelight.api.service import Service
+from safelight.config import ServerSettings
+from safelight.errors import SafelightError
+
+Lifespan = Callable[[], AbstractAsyncContextManager[None]]
+
+
+class Door(FastAPI):
+    """FastAPI with a description that is complete."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = complete_document(super().openapi())
+        return self.openapi_schema
+
+
+def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan | None = None) -> FastAPI:
+    """The application over `service`. `lifespan` is entered before the first request and left after the last."""
+    keyring = KeyRing(service.keys)
+
+    @asynccontextmanager
+    async def live(app: FastAPI) -> AsyncIterator[None]:
+        async with lifespan() if lifespan is not None else nullcontext():
+            yield
+            service.stop_waiting()
+            await keyring.close()
+
+    app = Door(
+        title="Safelight",
+        summary="A self-hosted text-to-image endpoint",
+        version=__version__,
+        lifespan=live,
+        middleware=_middleware(settings),
+        exception_handlers={
+            SafelightError: answer_error,
+            HTTPException: answer_framework_error,
+            RequestValidationError: answer_validation_error,
+        },
+        # The pages of both load scripts from elsewhere; a machine without network has only the document.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service, app.state.settings, app.state.keyring = service, settings, keyring
+    for router in (server_router(), runs_router(), predict_router()):
+        app.include_router(router)
+    return app
+
+
+def _middleware(settings: ServerSettings) -> list[Middleware]:
+    """Outermost first."""
+    return [
+        Middleware(AccessLog),
+        Middleware(SafeHeaders),
+        Middleware(ErrorBorder),
+        Middleware(HostGuard, allowed_hosts=settings.allowed_hosts),
+    ]

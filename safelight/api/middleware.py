@@ -1,0 +1,147 @@
+"""What every request goes through, outermost first: its log line, safe headers, the border for surprises, the Host check."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from safelight.api.answers import respond
+from safelight.api.errors import problem_answer, unexpected
+from safelight.errors import WrongHost
+
+access_log = logging.getLogger("safelight.access")
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+_SAFE_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+_TRACE = "safelight.trace"
+
+
+@dataclass(slots=True)
+class Trace:
+    """What the log line of a request will say; filled in by whoever learns it. Owner: the task of the request."""
+
+    status: int = 0
+    run_id: str | None = None
+    key_prefix: str | None = None
+
+
+def trace_of(scope: Scope) -> Trace:
+    """The trace of the request with this scope."""
+    trace: Trace = scope.setdefault(_TRACE, Trace())
+    return trace
+
+
+class AccessLog:
+    """One line for each request: never its query, headers or body, and of its path only the route's template."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        trace, started_at = trace_of(scope), time.perf_counter()
+
+        async def note_status(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                trace.status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note_status)
+        finally:
+            _write_line(scope, trace, duration_ms=(time.perf_counter() - started_at) * 1000)
+
+
+class SafeHeaders:
+    """Adds headers that keep browsers from guessing, framing and storing, where a route did not choose its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def add(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _SAFE_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, add if scope["type"] == "http" else send)
+
+
+class ErrorBorder:
+    """Turns an exception that nobody meant into a problem document, unless the answer has already begun."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except ClientDisconnect:
+            # Nobody is left to be answered.
+            return
+        except Exception as error:
+            answer = unexpected(error, where=_route_of(scope))
+            if scope["type"] != "http" or trace_of(scope).status:
+                raise
+            await respond(answer)(scope, receive, send)
+
+
+class HostGuard:
+    """Answers only to the server's own names: a name that an attacker points at this machine is not one of them."""
+
+    def __init__(self, app: ASGIApp, *, allowed_hosts: Collection[str]) -> None:
+        self._app = app
+        self._is_open = "*" in allowed_hosts
+        self._names = LOOPBACK_NAMES | {_host_name(host) for host in allowed_hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._is_open:
+            return await self._app(scope, receive, send)
+        if _host_name(Headers(scope=scope).get("host", "")) in self._names:
+            return await self._app(scope, receive, send)
+        message = (
+            "This server does not answer to that Host; its operator can add it to the setting server.allowed_hosts."
+        )
+        await respond(problem_answer(WrongHost(message)))(scope, receive, send)
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header: without port, without brackets, in lower case, without the root's dot."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    name = host.rpartition(":")[0] if host.count(":") == 1 else host
+    return name.removesuffix(".")
+
+
+def _route_of(scope: Scope) -> str:
+    return getattr(scope.get("route"), "path", "-")
+
+
+def _write_line(scope: Scope, trace: Trace, *, duration_ms: float) -> None:
+    # A client that hung up before its answer has none; 499 is what proxies write for it.
+    extra: dict[str, object] = {
+        "method": scope["method"][:20],
+        "route": _route_of(scope),
+        "status": trace.status or 499,
+    }
+    extra["duration_ms"] = round(duration_ms, 1)
+    extra |= {name: value for name in ("run_id", "key_prefix") if (value := getattr(trace, name)) is not None}
+    access_log.info("request", extra=extra)

@@ -1,0 +1,100 @@
+"""What a dialect read from a request, and how a deployment completes and judges it. Pure; the same for every dialect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from safelight.catalog import CATALOG
+from safelight.deployments import Deployment
+from safelight.errors import FieldError
+from safelight.runs import MAX_SEED, OutputFormat, RunParams, SamplerName
+
+FRESH_SEEDS = 2**32
+"""A seed that nobody named is drawn below this."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewParams:
+    """What a caller asked. None means the deployment's default; of `seed`, that a fresh one is drawn.
+
+    `wrong` holds the fields that could not be read at all, `unknown_keys` what was ignored.
+    """
+
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    height: int | None = None
+    width: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    num_images_per_prompt: int | None = None
+    seed: int | None = None
+    sampler: SamplerName | None = None
+    output_format: OutputFormat | None = None
+    models: tuple[tuple[str, str], ...] = ()
+    webhook_endpoint: str | None = None
+    unknown_keys: tuple[str, ...] = ()
+    wrong: tuple[FieldError, ...] = ()
+
+
+def complete(asked: NewParams, deployment: Deployment, *, fresh_seed: int) -> RunParams:
+    """`asked` with the deployment's defaults where it names nothing."""
+    defaults = deployment.defaults
+    return RunParams(
+        prompt=asked.prompt or "",
+        negative_prompt=_first(asked.negative_prompt, defaults.negative_prompt),
+        height=_first(asked.height, defaults.height),
+        width=_first(asked.width, defaults.width),
+        num_inference_steps=_first(asked.num_inference_steps, defaults.num_inference_steps),
+        guidance_scale=_first(asked.guidance_scale, defaults.guidance_scale),
+        num_images_per_prompt=_first(asked.num_images_per_prompt, defaults.num_images_per_prompt),
+        seed=_first(asked.seed, fresh_seed),
+        sampler=_first(asked.sampler, defaults.sampler),
+        output_format=_first(asked.output_format, defaults.output_format),
+    )
+
+
+def find_wrong(asked: NewParams, params: RunParams, deployment: Deployment) -> tuple[FieldError, ...]:
+    """Every wrong field of a request, one entry each: unreadable, over a limit, or naming another model."""
+    over = (*deployment.limits.check(params), *_check_seed(params, deployment), *_check_models(asked, deployment))
+    unreadable = {error.field for error in asked.wrong}
+    return (*asked.wrong, *(error for error in over if error.field not in unreadable))
+
+
+def _first(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _check_seed(params: RunParams, deployment: Deployment) -> tuple[FieldError, ...]:
+    num_images = min(max(params.num_images_per_prompt, 1), deployment.limits.max_images)
+    largest = MAX_SEED - (num_images - 1)
+    if params.seed <= largest:
+        return ()
+    rule = (
+        f"a whole number between 0 and {largest} (image i uses seed + i, and seeds are exact in JSON up to {MAX_SEED})"
+    )
+    return (FieldError("seed", f"{params.seed} is not {rule}; the nearest is {largest}"),)
+
+
+def _check_models(asked: NewParams, deployment: Deployment) -> tuple[FieldError, ...]:
+    names = _names_of_model(deployment)
+    return tuple(
+        FieldError(field, f"{shorten(model)} is not the model of {deployment.name}, which is {deployment.model!r}")
+        for field, model in asked.models
+        if model.casefold() not in names
+    )
+
+
+def _names_of_model(deployment: Deployment) -> frozenset[str]:
+    names = [deployment.model]
+    if deployment.model in CATALOG:
+        names += [source.repository for source in CATALOG[deployment.model].hub]
+    return frozenset(name.casefold() for name in names)
+
+
+def shorten(value: object, *, max_chars: int = 60) -> str:
+    """`value` as a message may show it: on one line, printable, cut when long."""
+    text = ascii(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."

@@ -1,0 +1,50 @@
+"""Bodies as they arrive: the declared type, a limit that is counted and not believed, and an absolute deadline."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import Request
+
+from safelight.api.params import shorten
+from safelight.config import ServerSettings
+from safelight.errors import BodyTooLarge, ReceiveTimeout, UnsupportedMediaType
+
+
+async def read_json_body(request: Request, settings: ServerSettings) -> bytes:
+    """The whole body of a request that declares JSON. Raises UnsupportedMediaType, BodyTooLarge, ReceiveTimeout."""
+    _check_type(request)
+    limit = settings.max_body_bytes
+    declared = request.headers.get("content-length", "")
+    # A length of many digits is over any limit, and int() would not take it.
+    if len(declared) > 15 or (declared.isdecimal() and int(declared) > limit):
+        raise _too_large(limit)
+    try:
+        async with asyncio.timeout(settings.receive_timeout_seconds):
+            return await _collect(request, limit)
+    except TimeoutError as error:
+        raise ReceiveTimeout(f"The body did not arrive within {settings.receive_timeout_seconds:g} s.") from error
+
+
+async def _collect(request: Request, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise _too_large(limit)
+    return bytes(body)
+
+
+def _check_type(request: Request) -> None:
+    declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = declared == "application/json" or (declared.startswith("application/") and declared.endswith("+json"))
+    if not is_json:
+        shown = shorten(declared) if declared else "nothing"
+        raise UnsupportedMediaType(f"The body is declared as {shown}; send it with `Content-Type: application/json`.")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedMediaType(f"The body is encoded as {shorten(encoding)}; send it without Content-Encoding.")
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is over {limit} bytes, which is the most that is taken.")

@@ -1,0 +1,45 @@
+"""What is not a run: deployments, health, and the page that says where things are."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from safelight import __version__
+from safelight.api.callers import Reader, ServiceOf
+from safelight.api.openapi import HEALTH, INDEX, LIST_DEPLOYMENTS, READINESS
+from safelight.api.views import DeploymentList, deployment_view
+
+
+def server_router() -> APIRouter:
+    """The paths beside predict and /runs."""
+    router = APIRouter(tags=["server"])
+    router.add_api_route("/", index, methods=["GET"], **INDEX)
+    router.add_api_route("/healthz", healthz, methods=["GET"], **HEALTH)
+    router.add_api_route("/readyz", readyz, methods=["GET"], **READINESS)
+    router.add_api_route("/deployments", list_deployments, methods=["GET"], **LIST_DEPLOYMENTS)
+    return router
+
+
+async def index() -> Response:
+    """What this server is, and where its description is."""
+    members = {"name": "safelight", "version": __version__, "openapi": "/openapi.json", "health": "/healthz"}
+    return JSONResponse(members | {"predict": "/{deployment}/predict", "runs": "/runs", "deployments": "/deployments"})
+
+
+async def healthz() -> Response:
+    """Alive: this process answers."""
+    return JSONResponse({"status": "ok"})
+
+
+async def readyz(service: ServiceOf) -> Response:
+    """Ready: the store answers and there is somebody to do the work."""
+    await service.check_ready()
+    return JSONResponse({"status": "ready"})
+
+
+async def list_deployments(key: Reader, service: ServiceOf) -> Response:
+    """The deployments of this server, with their defaults and limits."""
+    deployments = await service.list_deployments()
+    views = [deployment_view(deployment) for deployment in deployments]
+    return JSONResponse(DeploymentList(deployments=views).model_dump(mode="json"))

@@ -1,0 +1,132 @@
+"""uvicorn with deadlines it does not have: a request's head must arrive in time, and an answer must be taken."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from safelight.api.answers import PROBLEM
+from safelight.api.errors import problem_answer
+from safelight.api.service import Service
+from safelight.config import ServerSettings
+from safelight.errors import InvalidRequest, ReceiveTimeout, SafelightError
+
+DRAIN_SECONDS = 5.0
+"""How long answers may take to be sent after waiting has been stopped."""
+
+MIN_BYTES_TAKEN = 4096
+"""A reader that takes less than this of a waiting answer within the deadline is cut off."""
+
+
+class DeadlineProtocol(H11Protocol):
+    """HTTP/1.1 with one deadline: for the head of each request, and for progress of a blocked answer.
+
+    The body of a request has its own deadline where it is read, with an answer that says so.
+    """
+
+    def __init__(self, *args: Any, deadline_seconds: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._deadline_seconds = deadline_seconds
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_head_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _cancel(self._head_timer)
+        _cancel(self._write_timer)
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:
+            _cancel(self._head_timer)
+            self._head_timer = None
+        elif self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
+            # Bytes between two requests: the head of the next, or the rest of a body that was refused. uvicorn stops
+            # its own timer on them.
+            self._start_head_timer()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        _cancel(self._write_timer)
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is not HTTP at all, with a problem document as everywhere."""
+        self._refuse(InvalidRequest("This is not an HTTP request that can be read."))
+
+    def _start_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(self._deadline_seconds, self._refuse_slow_head)
+
+    def _refuse_slow_head(self) -> None:
+        if self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._refuse(ReceiveTimeout(f"The request did not arrive within {self._deadline_seconds:g} s."))
+        else:
+            self.transport.abort()
+
+    def _refuse(self, error: SafelightError) -> None:
+        answer = problem_answer(error)
+        headers = [("content-type", PROBLEM), ("content-length", str(len(answer.body))), ("connection", "close")]
+        response = h11.Response(status_code=answer.status, headers=headers)
+        for event in (response, h11.Data(data=answer.body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _watch_reader(self) -> None:
+        check = partial(self._check_reader, self.transport.get_write_buffer_size())
+        _cancel(self._write_timer)
+        self._write_timer = self.loop.call_later(self._deadline_seconds, check)
+
+    def _check_reader(self, left_before: int) -> None:
+        if left_before - self.transport.get_write_buffer_size() < MIN_BYTES_TAKEN:
+            self.transport.abort()
+        else:
+            self._watch_reader()
+
+
+class DoorServer(uvicorn.Server):
+    """Stops waiting callers before it waits for them: each is told where its run is, and nobody is dropped."""
+
+    def __init__(self, config: uvicorn.Config, *, stop_waiting: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._stop_waiting = stop_waiting
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._stop_waiting()
+        await super().shutdown(sockets)
+
+
+def make_server(app: ASGIApp, service: Service, settings: ServerSettings) -> DoorServer:
+    """A server for `app`, not yet started. Logging is left to the process; `serve(sockets=[...])` starts it."""
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=partial(DeadlineProtocol, deadline_seconds=settings.receive_timeout_seconds),  # type: ignore[arg-type]
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(DRAIN_SECONDS),
+    )
+    return DoorServer(config, stop_waiting=service.stop_waiting)
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()

@@ -1,0 +1,218 @@
+"""How runs and deployments look as JSON. Pydantic models, so that the OpenAPI document says what is really sent."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from safelight.api.service import QueuePlace
+from safelight.deployments import Defaults, Deployment, DeploymentStatus, Limits
+from safelight.runs import ImageRecord, OutputFormat, Run, RunParams, RunStatus, SamplerName
+
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"}, examples=["2026-03-01T12:00:00.000Z"])]
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, from_attributes=True)
+
+
+class ParamsView(_View):
+    """What was asked, with every default filled in."""
+
+    prompt: str
+    negative_prompt: str
+    height: int
+    width: int
+    num_inference_steps: int
+    guidance_scale: float
+    num_images_per_prompt: int
+    seed: int
+    sampler: SamplerName
+    output_format: OutputFormat
+
+
+class ProgressView(_View):
+    """Steps are summed over the images of the run."""
+
+    steps_done: int
+    steps_total: int
+    fraction: float = Field(ge=0, le=1)
+    eta_seconds: float | None
+
+
+class RunErrorView(_View):
+    code: str
+    message: str
+
+
+class ImageView(_View):
+    """One finished image. `url` is relative to the server."""
+
+    index: int
+    seed: int
+    format: OutputFormat
+    url: str
+    bytes: int
+    sha256: str
+
+
+class RunView(_View):
+    """One run: what was asked, where it stands, what came of it."""
+
+    id: str
+    run_id: str
+    deployment: str
+    version: int
+    status: RunStatus
+    params: ParamsView
+    seeds: list[int]
+    created_at: Time
+    started_at: Time | None
+    ended_at: Time | None
+    run_time_ms: float | None
+    progress: ProgressView
+    queue_position: int | None = Field(description="How many runs are before this one; null when it is not queued.")
+    eta_seconds: float | None = Field(description="Seconds until it may have ended; null when not known.")
+    error: RunErrorView | None
+    warnings: list[str]
+    images: list[ImageView]
+    webhook_endpoint: str | None
+
+
+class RunPage(_View):
+    runs: list[RunView]
+    next_cursor: str | None = Field(description="Send it as `cursor` for the next page; null on the last.")
+
+
+class DefaultsView(_View):
+    """What a request gets where it names nothing."""
+
+    height: int
+    width: int
+    num_inference_steps: int
+    guidance_scale: float
+    num_images_per_prompt: int
+    negative_prompt: str
+    sampler: SamplerName
+    output_format: OutputFormat
+
+
+class LimitsView(_View):
+    """What a request may ask at most. Sides in pixels."""
+
+    side_multiple: int
+    min_side: int
+    max_side: int
+    max_pixels: int
+    max_steps: int
+    max_images: int
+    max_guidance_scale: float
+    max_prompt_chars: int
+
+
+class DeploymentView(_View):
+    name: str
+    version: int
+    model: str
+    revision: str | None
+    status: DeploymentStatus
+    status_reason: str
+    predict_url: str
+    created_at: Time
+    defaults: DefaultsView
+    limits: LimitsView
+
+
+class DeploymentList(_View):
+    deployments: list[DeploymentView]
+
+
+def run_view(run: Run, place: QueuePlace) -> RunView:
+    """The record of `run` as its caller sees it."""
+    return RunView(
+        id=run.id,
+        run_id=run.id,
+        deployment=run.deployment,
+        version=run.deployment_version,
+        status=run.status,
+        params=_params_view(run.params),
+        seeds=list(run.params.seeds),
+        created_at=to_iso(run.created_at),
+        started_at=_iso_or_none(run.started_at),
+        ended_at=_iso_or_none(run.ended_at),
+        run_time_ms=run.run_time_ms,
+        progress=_progress_view(run),
+        queue_position=place.position,
+        eta_seconds=place.eta_seconds,
+        error=RunErrorView.model_validate(run.error) if run.error else None,
+        warnings=list(run.warnings),
+        images=[_image_view(run.id, image) for image in run.images],
+        webhook_endpoint=run.webhook_endpoint,
+    )
+
+
+def deployment_view(deployment: Deployment) -> DeploymentView:
+    """A deployment as callers see it."""
+    return DeploymentView(
+        name=deployment.name,
+        version=deployment.version,
+        model=deployment.model,
+        revision=deployment.revision,
+        status=deployment.status,
+        status_reason=deployment.status_reason,
+        predict_url=f"/{deployment.name}/predict",
+        created_at=to_iso(deployment.created_at),
+        defaults=_defaults_view(deployment.defaults),
+        limits=_limits_view(deployment.limits),
+    )
+
+
+def image_url(run_id: str, index: int) -> str:
+    """The path of one image."""
+    return f"/runs/{run_id}/images/{index}"
+
+
+def to_iso(seconds: float) -> str:
+    """ISO 8601 in UTC, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _iso_or_none(seconds: float | None) -> str | None:
+    return None if seconds is None else to_iso(seconds)
+
+
+def _params_view(params: RunParams) -> ParamsView:
+    return ParamsView.model_validate(params)
+
+
+def _defaults_view(defaults: Defaults) -> DefaultsView:
+    return DefaultsView.model_validate(defaults)
+
+
+def _limits_view(limits: Limits) -> LimitsView:
+    return LimitsView.model_validate(limits)
+
+
+def _image_view(run_id: str, image: ImageRecord) -> ImageView:
+    return ImageView(
+        index=image.index,
+        seed=image.seed,
+        format=image.output_format,
+        url=image_url(run_id, image.index),
+        bytes=image.num_bytes,
+        sha256=image.sha256,
+    )
+
+
+def _progress_view(run: Run) -> ProgressView:
+    fraction = run.steps_done / run.steps_total if run.steps_total else 0.0
+    if run.status is RunStatus.SUCCEEDED:
+        fraction = 1.0
+    return ProgressView(
+        steps_done=run.steps_done,
+        steps_total=run.steps_total,
+        fraction=min(max(fraction, 0.0), 1.0),
+        eta_seconds=run.eta_seconds,
+    )
