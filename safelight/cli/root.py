@@ -1,0 +1,78 @@
+"""The tree of commands, and the one place where an error becomes a line on stderr and an exit status."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from safelight import __version__
+from safelight.cli import configuration, demo, deploying, doctor, generate, keys, predict, runs, serve, webhooks
+from safelight.cli.output import fail
+from safelight.errors import SafelightError
+
+COMMANDS = (
+    serve.serve,
+    deploying.deploy,
+    deploying.deployments,
+    deploying.undeploy,
+    deploying.models,
+    generate.generate,
+    predict.predict,
+    configuration.config,
+    doctor.doctor,
+    demo.demo,
+)
+"""Commands without a group, in the order of `--help`."""
+
+
+class SafelightGroup(TyperGroup):
+    """Turns the errors that Safelight and the operating system raise into one line; anything else is a bug and shows."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SafelightError as error:
+            raise fail(error.message) from error
+        except BrokenPipeError as error:
+            raise typer.Exit(1) from error
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            raise fail(f"{error.strerror or error}{where}; see `safelight doctor`") from error
+
+
+def build_app() -> typer.Typer:
+    """Every command under its name."""
+    app = typer.Typer(
+        name="safelight",
+        cls=SafelightGroup,
+        callback=_root,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for command in COMMANDS:
+        app.command()(command)
+    for name, group in (("keys", keys), ("runs", runs), ("webhooks", webhooks)):
+        members = typer.Typer(help=group.HELP, no_args_is_help=True, rich_markup_mode=None)
+        for member, function in group.COMMANDS.items():
+            members.command(member)(function)
+        app.add_typer(members, name=name)
+    return app
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"safelight {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Safelight: a self-hosted text-to-image endpoint."""

@@ -1,0 +1,80 @@
+"""`serve`: the server in the foreground."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from safelight.cli.deploying import deploy_missing, explain_deployment
+from safelight.cli.opening import with_store
+from safelight.cli.options import ConfigOption, DataOption, settings_of
+from safelight.cli.output import explain, say
+from safelight.config import Settings
+from safelight.deployments import Deployment
+from safelight.keys import Scope
+from safelight.logs import configure_logging
+
+if TYPE_CHECKING:
+    from safelight.store import Store
+
+_EXAMPLE_PROMPT = "a photo of an astronaut riding a horse on mars."
+
+
+def serve(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Deploy these first if missing.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Unset: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one. Unset: 8000.")] = None,
+    data: DataOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Serve everything that is deployed. Stops cleanly on Ctrl+C or SIGTERM; a second one ends at once."""
+    settings = settings_of(config, data, server__host=host, server__port=port)
+    configure_logging(settings.log, process="serve")
+    served, key = with_store(settings, lambda store: _prepare(store, settings, models or []))
+    if key is not None:
+        say(f"admin key, shown this once: {key}")
+
+    def announce(address: str) -> None:
+        say(f"serving at {address}")
+        for line in _next_steps(settings, address, served, key):
+            say(line)
+
+    from safelight.supervisor import Supervisor
+
+    raise typer.Exit(Supervisor(settings, announce=announce).run())
+
+
+async def _prepare(store: Store, settings: Settings, models: list[str]) -> tuple[list[Deployment], str | None]:
+    """Deploy what is missing; make the first key. What is served, and that key where one was made."""
+    for made in await deploy_missing(store, settings, models):
+        explain(f"deployed {made.model} as {made.name}, version {made.version}")
+        explain_deployment(settings, made)
+    key = None
+    if await store.keys.count() == 0:
+        _, key = await store.keys.create("admin", scopes=frozenset({Scope.ADMIN}))
+    return await store.deployments.list(), key
+
+
+def _next_steps(settings: Settings, address: str, served: list[Deployment], key: str | None) -> list[str]:
+    where = "" if settings.data == Settings().data else f" --data {shlex.quote(str(settings.data))}"
+    if not served:
+        return ["", f"nothing is deployed yet: safelight deploy pinhole{where}"]
+    lines = ["", "try it:", ""]
+    if key is None:
+        lines.append(f"KEY=$(safelight keys create my-laptop{where})")
+    return [*lines, curl_line(address, served[0].name, key or "$KEY"), ""]
+
+
+def curl_line(address: str, name: str, key: str) -> str:
+    """A request that works when pasted into a shell, and leaves a picture behind."""
+    decode = "import base64, json; open('picture.png', 'wb').write(base64.b64decode(json.load(open('answer.json'))['result'][0]))"
+    return (
+        f"curl --fail-with-body --silent --show-error --output answer.json {address}/{name}/predict"
+        f' -H "Authorization: {key}" -H "Content-Type: application/json"'
+        f' -d \'{{"prompt": "{_EXAMPLE_PROMPT}"}}\''
+        f' && python3 -c "{decode}"'
+    )

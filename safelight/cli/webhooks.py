@@ -1,0 +1,104 @@
+"""`webhooks list|show|resend|secret`: what was delivered, what was not, and the secret receivers verify with."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from safelight.cli.opening import with_store
+from safelight.cli.options import ConfigOption, DataOption, JsonOption, existing_settings_of, settings_of
+from safelight.cli.output import explain, say, say_json, say_table, when
+from safelight.runs import DeliveryAttempt, DeliveryStatus
+
+if TYPE_CHECKING:
+    from safelight.store import Store
+
+HELP = "List, show and resend webhook deliveries; print the signing secret."
+
+DeliveryArgument = Annotated[str, typer.Argument(metavar="DELIVERY", help="Id of the delivery.")]
+
+
+def list_deliveries(
+    status: Annotated[DeliveryStatus | None, typer.Option(help="Only deliveries in this state.")] = None,
+    run: Annotated[str | None, typer.Option(help="Only deliveries of this run.")] = None,
+    project: Annotated[str | None, typer.Option(help="Only deliveries of this project.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 20,
+    data: DataOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List deliveries, newest first."""
+    found = with_store(
+        existing_settings_of(config, data),
+        lambda store: store.deliveries.list(project=project, run_id=run, status=status, limit=limit),
+    )
+    if as_json:
+        say_json(found)
+        return
+    rows = (
+        (
+            each.id,
+            each.run_id,
+            each.status,
+            each.num_attempts,
+            when(each.next_attempt_at),
+            when(each.created_at),
+            each.url,
+        )
+        for each in found
+    )
+    say_table(("DELIVERY", "RUN", "STATUS", "TRIES", "NEXT TRY", "CREATED", "URL"), rows, empty="no deliveries")
+
+
+def show(
+    delivery_id: DeliveryArgument, data: DataOption = None, config: ConfigOption = None, as_json: JsonOption = False
+) -> None:
+    """Show one delivery with every attempt."""
+    found = with_store(existing_settings_of(config, data), lambda store: store.deliveries.get(delivery_id))
+    if as_json:
+        say_json(found)
+        return
+    for name, value in asdict(found).items():
+        if name != "attempts":
+            say(f"{name.replace('_', ' ') + ':':<18}{when(value) if name.endswith('_at') else value}")
+    rows = ((each.number, when(each.at), f"{each.duration_ms:.0f} ms", _answer(each)) for each in found.attempts)
+    say_table(("TRY", "AT", "TOOK", "ANSWER"), rows, empty="it was not tried yet")
+
+
+def resend(delivery_id: DeliveryArgument, data: DataOption = None, config: ConfigOption = None) -> None:
+    """Deliver again, with the same id and the same bytes; a running server does it at once."""
+    found = with_store(existing_settings_of(config, data), lambda store: store.deliveries.resend(delivery_id))
+    say(f"delivery {found.id} is due now")
+    explain(f"watch it with `safelight webhooks show {found.id}`")
+
+
+def secret(
+    project: Annotated[str, typer.Option(help="Each project has its own.")] = "default",
+    data: DataOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the secret that deliveries are signed with, alone, on stdout."""
+
+    async def look(store: Store) -> str:
+        return store.webhook_secret(project)
+
+    found = with_store(settings_of(config, data), look)
+    if as_json:
+        say_json({"project": project, "secret": found})
+    else:
+        say(found)
+    explain(
+        "give it to the receiver, which verifies each delivery with it (Standard Webhooks); keep it as you keep a key"
+    )
+
+
+COMMANDS = {"list": list_deliveries, "show": show, "resend": resend, "secret": secret}
+
+
+def _answer(attempt: DeliveryAttempt) -> str:
+    if attempt.status_code is None:
+        return attempt.error or "nothing"
+    return f"{attempt.status_code} {attempt.response_excerpt[:80]}"
