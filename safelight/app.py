@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from safelight.engine.host import EngineHost
 
 log = logging.getLogger("safelight.app")
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 HUNG_EXIT_STATUS = 75
 """EX_TEMPFAIL: the engine hung and the worker wants to be started anew."""
@@ -50,69 +52,66 @@ def engine_for(settings: Settings, device: str) -> EngineHost:
 
 async def serve_api(settings: Settings, door: socket.socket) -> None:
     """Answer on `door` until told to stop; deliver webhooks and tidy up beside it."""
-    import uvicorn
-
     from safelight.api.app import create_app
+    from safelight.api.server import make_server
     from safelight.api.service import Service
     from safelight.janitor import Janitor
     from safelight.webhooks.deliverer import Deliverer
     from safelight.webhooks.targets import TargetPolicy
 
-    store = await open_store(settings)
-    policy = TargetPolicy(settings.webhooks.allowed_networks)
-    service = Service(store, settings.server, check_webhook=policy.check_url)
-    deliverer = Deliverer(store, settings.webhooks, policy=policy)
-    janitor = Janitor(store, settings.store, settings.worker)
-    app = create_app(service, settings.server)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5, server_header=False)
-    server = uvicorn.Server(config)
-    stopper = _TwoStageStop(first=service.refuse_new_runs, second=partial(setattr, server, "should_exit", True))
-    server.capture_signals = stopper.installed  # type: ignore[method-assign]
-    async with _beside(deliverer.run(), janitor.run()):
-        await server.serve(sockets=[door])
-    await store.close()
+    async with await open_store(settings) as store:
+        policy = TargetPolicy(settings.webhooks.allowed_networks)
+        service = Service(store, settings.server, check_webhook=policy.check_url)
+        server = make_server(create_app(service, settings.server), service, settings.server)
+        stop = _in_stages(service.refuse_new_runs, partial(setattr, server, "should_exit", True))
+        # uvicorn would take the first signal for the end.
+        server.capture_signals = partial(_signals_to, stop)  # type: ignore[method-assign]
+        deliverer = Deliverer(store, settings.webhooks, policy=policy)
+        janitor = Janitor(store, settings.store, settings.worker)
+        async with _beside(deliverer.run(), janitor.run()):
+            await server.serve(sockets=[door])
 
 
 async def run_worker(settings: Settings, device: str) -> None:
     """Work on `device` until told to stop."""
     from safelight.worker import Worker
 
-    store = await open_store(settings)
-    engine = engine_for(settings, device)
-    worker = Worker(
-        store,
-        engine,
-        settings.worker,
-        worker_id=f"{platform.node()}/{device}",
-        find_weights=partial(find_weights, folders=settings.models, hf_home=settings.hf_home),
-    )
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, worker.stop)
-    try:
-        await worker.run()
-    finally:
+    async with await open_store(settings) as store:
+        engine = engine_for(settings, device)
+        worker = Worker(
+            store,
+            engine,
+            settings.worker,
+            worker_id=f"{platform.node()}/{device}",
+            find_weights=partial(find_weights, folders=settings.models, hf_home=settings.hf_home),
+        )
+        with _signals_to(worker.stop):
+            await worker.run()
         await engine.close()
-        await store.close()
 
 
-class _TwoStageStop:
-    """The first SIGTERM refuses new work while waiting callers are still answered; the second closes the door."""
-
-    def __init__(self, *, first: Callable[[], None], second: Callable[[], None]) -> None:
-        self._actions = [second, first]
-
-    @contextlib.contextmanager
-    def installed(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[misc]
-        """Stands in for uvicorn's own signal capture."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._next)
+@contextlib.contextmanager
+def _signals_to(action: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT call `action` on the running event loop."""
+    loop = asyncio.get_running_loop()
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, action)
+    try:
         yield
+    finally:
+        for number in _STOP_SIGNALS:
+            loop.remove_signal_handler(number)
 
-    def _next(self) -> None:
-        self._actions[-1]()
-        del self._actions[1:]
+
+def _in_stages(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
+    """An action that does `first` the first time it is called, `second` from then on."""
+    stages = iter((first,))
+
+    def advance() -> None:
+        action = next(stages, second)
+        action()
+
+    return advance
 
 
 @contextlib.asynccontextmanager

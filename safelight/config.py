@@ -49,8 +49,10 @@ class StoreSettings(_Section):
     @field_serializer("database_url")
     def _mask_password(self, url: SecretStr | None, info: FieldSerializationInfo) -> str | None:
         """The URL holds a password: it is masked everywhere but on its way to a child process."""
+        if url is None:
+            return None
         is_revealed = bool(info.context and info.context.get("reveal"))
-        return url and (url.get_secret_value() if is_revealed else str(url))
+        return url.get_secret_value() if is_revealed else str(url)
 
 
 class WorkerSettings(_Section):

@@ -22,7 +22,7 @@ def configure_logging(settings: LogSettings, *, process: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [output]
     root.setLevel(settings.level.upper())
-    for noisy in ("alembic", "aiosqlite", "httpx2", "httpcore2", "sqlalchemy.engine", "uvicorn.access"):
+    for noisy in ("alembic", "httpx2", "httpcore2", "sqlalchemy.engine", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -16,7 +16,7 @@ from safelight.engine.models.base import Conditioning
 if TYPE_CHECKING:
     import torch
 
-    from safelight.engine.assignments import Pixels
+    from safelight.engine.events import Pixels
     from safelight.engine.samplers import NoiseSchedule
 
 NUM_TOKENS = 8

@@ -154,8 +154,8 @@ class Worker:
         held.deployment = await self._store.deployments.get(run.deployment, run.deployment_version)
         try:
             await self._load(held.deployment)
-        except ModelError as error:
-            return Outcome(status=RunStatus.FAILED, run_time_ms=0.0, error=RunError("model_unavailable", error.message))
+        except ModelError as refusal:
+            return _failure(RunError("model_unavailable", refusal.message))
         finished = {image.index for image in run.images}
         missing = tuple(index for index in range(run.params.num_images_per_prompt) if index not in finished)
         if not missing:
@@ -175,9 +175,7 @@ class Worker:
                 case AssignmentCancelled(run_time_ms):
                     return Outcome(status=RunStatus.CANCELLED, run_time_ms=run_time_ms, warnings=held.warnings)
                 case AssignmentFailed(error, run_time_ms):
-                    return Outcome(
-                        status=RunStatus.FAILED, run_time_ms=run_time_ms, error=error, warnings=held.warnings
-                    )
+                    return _failure(error, run_time_ms, held.warnings)
         raise AssertionError("the engine ended an assignment without an end event")
 
     async def _keep(self, held: _Held, event: ImageReady) -> None:
@@ -189,16 +187,14 @@ class Worker:
         data = await asyncio.to_thread(
             encode_picture, event.pixels, params.output_format, metadata if deployment.embed_metadata else None
         )
-        path, num_bytes, sha256 = await self._store.images.write(
-            claim.run.id, event.index, claim.fence, params.output_format, data
-        )
+        stored = await self._store.images.write(claim.run.id, event.index, claim.fence, params.output_format, data)
         record = ImageRecord(
             index=event.index,
             seed=event.seed,
             output_format=params.output_format,
-            path=path,
-            num_bytes=num_bytes,
-            sha256=sha256,
+            path=stored.path,
+            num_bytes=stored.num_bytes,
+            sha256=stored.sha256,
         )
         await self._store.runs.add_image(claim, record)
 
@@ -238,11 +234,10 @@ class Worker:
                 if self._engine.seconds_since_progress > self._settings.stall_seconds:
                     raise EngineHung(f"no step finished for {self._settings.stall_seconds:.0f} s")
                 is_renewal = self._now() - renewed_at >= self._settings.heartbeat_seconds
-                if self._held and (is_cancel or is_renewal or any(held.is_unreported for held in self._held.values())):
+                if is_cancel or is_renewal or any(held.is_unreported for held in self._held.values()):
                     await self._pulse(is_renewal)
                 if is_renewal:
                     renewed_at = self._now()
-                    await self._store.deployments.touch_worker(self._worker_id)
 
     async def _pulse(self, is_renewal: bool) -> None:
         progress = [held.progress() for held in self._held.values()]
@@ -269,15 +264,16 @@ class Worker:
             log.warning("could not be given back", extra={"run_id": claim.run.id, "reason": error.message})
 
     async def _fail(self, held: _Held, code: str, message: str) -> None:
-        outcome = Outcome(
-            status=RunStatus.FAILED, run_time_ms=0.0, error=RunError(code, message), warnings=held.warnings
-        )
         try:
-            await self._store.runs.finish(held.claim, outcome)
+            await self._store.runs.finish(held.claim, _failure(RunError(code, message), warnings=held.warnings))
             log.error("failed", extra={"run_id": held.claim.run.id, "code": code})
         except SafelightError as error:
             # The store is out of reach: the lease ends and the run is tried again, so nothing is lost.
             log.error("could not be ended", extra={"run_id": held.claim.run.id, "reason": error.message})
+
+
+def _failure(error: RunError, run_time_ms: float = 0.0, warnings: tuple[str, ...] = ()) -> Outcome:
+    return Outcome(status=RunStatus.FAILED, run_time_ms=run_time_ms, error=error, warnings=warnings)
 
 
 def _model_key(deployment: Deployment) -> str:

@@ -1,6 +1,6 @@
 """The life of a run under a claim, as transactions: claim, pulse, add_image, finish, release, requeue_lost.
 
-There is one door into `running` (claim) and one way out to an end (`end_run`); every write under a claim names its fence.
+There is one door into `running` (claim) and one way to an end; every write under a claim names its fence.
 """
 
 from __future__ import annotations
@@ -32,59 +32,100 @@ from safelight.store.schema import IS_QUEUED, IS_RUNNING, images, placements, ru
 MAX_REQUEUED = 100
 """Lost runs handled in one transaction: other writers wait for it."""
 
-NO_CLAIM = {"lease_ends_at": None, "eta_seconds": None}
-IDLE = {**NO_CLAIM, "status": RunStatus.QUEUED, "worker_id": None, "steps_done": 0}
+# Statements are built once: building one costs more than SQLite takes to execute it.
+
+AS_KNOWN = sa.and_(
+    runs.c.id == sa.bindparam("this_id"),
+    runs.c.fence == sa.bindparam("this_fence"),
+    runs.c.status == sa.bindparam("this_status"),
+)
+"""The run still is as the writer knows it. Nothing is written to a run that has moved on."""
+
+LEASE_END = now() + sa.bindparam("lease_seconds", type_=sa.Double)
+ONE_MORE_EVENT = {runs.c.num_events: runs.c.num_events + 1}
+WRITTEN = (*runs.c, now().label("written_at"))
+
+CLAIM = (
+    sa.update(runs)
+    .where(
+        runs.c.number.in_(
+            sa.select(runs.c.number).where(IS_QUEUED).order_by(runs.c.number).limit(sa.bindparam("num_runs"))
+        )
+    )
+    .values(
+        {
+            runs.c.status: RunStatus.RUNNING,
+            runs.c.lease_ends_at: LEASE_END,
+            runs.c.fence: runs.c.fence + 1,
+            runs.c.num_attempts: runs.c.num_attempts + 1,
+            runs.c.started_at: sa.func.coalesce(runs.c.started_at, now()),
+            **ONE_MORE_EVENT,
+        }
+    )
+    .returning(*WRITTEN)
+)
+REPORT = sa.update(runs).where(AS_KNOWN).returning(runs.c.is_cancel_requested)
+REPORT_AND_RENEW = REPORT.values(lease_ends_at=LEASE_END)
+HEAR_WORKER = sa.update(placements).where(placements.c.worker_id == sa.bindparam("this_worker")).values(heard_at=now())
+ADD_EVENT = sa.update(runs).where(AS_KNOWN).values(ONE_MORE_EVENT).returning(*WRITTEN)
+END = ADD_EVENT.values(lease_ends_at=None, eta_seconds=None, ended_at=now())
+QUEUE_AGAIN = ADD_EVENT.values(
+    {
+        runs.c.status: RunStatus.QUEUED,
+        runs.c.worker_id: None,
+        runs.c.lease_ends_at: None,
+        runs.c.eta_seconds: None,
+        runs.c.steps_done: 0,
+        runs.c.num_attempts: runs.c.num_attempts - sa.bindparam("num_forgiven"),
+    }
+)
+LOST = sa.select(runs).where(IS_RUNNING, runs.c.lease_ends_at < now()).limit(MAX_REQUEUED).with_for_update()
+IS_CANCEL_REQUESTED = sa.select(runs.c.is_cancel_requested).where(AS_KNOWN).with_for_update()
+IMAGES_OF = (
+    sa.select(images)
+    .where(images.c.run_id.in_(sa.bindparam("run_ids", expanding=True)))
+    .order_by(images.c.run_id, images.c.image_index)
+)
 
 
 def claim(connection: Connection, worker_id: str, *, limit: int, lease_seconds: float) -> list[Claim]:
-    oldest = sa.select(runs.c.number).where(IS_QUEUED).order_by(runs.c.number).limit(limit)
-    claimed = connection.execute(
-        sa.update(runs)
-        .where(runs.c.number.in_(oldest))
-        .values(
-            status=RunStatus.RUNNING,
-            worker_id=worker_id,
-            lease_ends_at=now() + lease_seconds,
-            fence=runs.c.fence + 1,
-            num_attempts=runs.c.num_attempts + 1,
-            num_events=runs.c.num_events + 1,
-            started_at=sa.func.coalesce(runs.c.started_at, now()),
-        )
-        .returning(*runs.c, now().label("claimed_at"))
-    ).all()
+    wanted = {"num_runs": limit, "lease_seconds": lease_seconds, "worker_id": worker_id}
+    claimed = sorted(connection.execute(CLAIM, wanted), key=lambda row: int(row.number))
     for row in claimed:
-        events.append(connection, row, RunEventKind.STARTED, at=row.claimed_at)
+        events.append(connection, row, RunEventKind.STARTED, at=row.written_at)
     drawn = images_of(connection, [row.id for row in claimed if row.fence > 1])
-    ordered = sorted(claimed, key=lambda row: int(row.number))
-    return [Claim(run_from(row, drawn.get(row.id, ())), worker_id, row.fence) for row in ordered]
+    return [Claim(run_from(row, drawn.get(row.id, ())), worker_id, row.fence) for row in claimed]
 
 
 def pulse(
     connection: Connection, worker_id: str, progress: Sequence[Progress], *, lease_seconds: float, renew: bool
 ) -> Pulse:
     cancel_requested, lost = set(), set()
-    lease = {"lease_ends_at": now() + lease_seconds} if renew else {}
     for report in progress:
-        held = connection.execute(
-            sa.update(runs)
-            .where(runs.c.id == report.run_id, runs.c.fence == report.fence, IS_RUNNING)
-            .values(
-                steps_done=report.steps_done, steps_total=report.steps_total, eta_seconds=report.eta_seconds, **lease
-            )
-            .returning(runs.c.is_cancel_requested)
-        ).first()
+        figures = {
+            **_as_known(report.run_id, report.fence, RunStatus.RUNNING),
+            "steps_done": report.steps_done,
+            "steps_total": report.steps_total,
+            "eta_seconds": report.eta_seconds,
+        }
+        if renew:
+            held = connection.execute(REPORT_AND_RENEW, {**figures, "lease_seconds": lease_seconds}).first()
+        else:
+            held = connection.execute(REPORT, figures).first()
         if held is None:
             lost.add(report.run_id)
         elif held.is_cancel_requested:
             cancel_requested.add(report.run_id)
     if renew:
-        connection.execute(sa.update(placements).where(placements.c.worker_id == worker_id).values(heard_at=now()))
+        connection.execute(HEAR_WORKER, {"this_worker": worker_id})
     return Pulse(frozenset(cancel_requested), frozenset(lost))
 
 
 def add_image(connection: Connection, claim: Claim, image: ImageRecord) -> None:
-    # Raising the number of events checks the fence and locks the run at once.
-    row = _write_under(connection, claim, {})
+    # Making room for the event checks the fence and locks the run at once.
+    row = connection.execute(ADD_EVENT, _as_claimed(claim)).first()
+    if row is None:
+        raise _lost(claim)
     connection.execute(
         sa.insert(images),
         {
@@ -101,74 +142,41 @@ def add_image(connection: Connection, claim: Claim, image: ImageRecord) -> None:
 
 
 def finish(connection: Connection, claim: Claim, outcome: Outcome) -> Run:
-    row = end_run(
+    row = _end(
         connection,
-        _is_held_by(claim),
+        _as_claimed(claim),
         outcome.status,
-        run_time_ms=outcome.run_time_ms,
         error=outcome.error,
-        warnings=outcome.warnings,
+        run_time_ms=outcome.run_time_ms,
+        warnings=json.dumps(outcome.warnings),
     )
     if row is None:
         raise _lost(claim)
     return with_images(connection, row)
 
 
-def release(connection: Connection, claim: Claim) -> None:
-    held = connection.execute(sa.select(runs.c.is_cancel_requested).where(_is_held_by(claim)).with_for_update()).first()
+def release(connection: Connection, claim: Claim) -> Run:
+    held = connection.execute(IS_CANCEL_REQUESTED, _as_claimed(claim)).first()
     if held is None:
         raise _lost(claim)
     if held.is_cancel_requested:
-        end_run(connection, _is_held_by(claim), RunStatus.CANCELLED)
-        return
-    row = _write_under(connection, claim, {**IDLE, "num_attempts": runs.c.num_attempts - 1})
-    events.append(connection, row, RunEventKind.REQUEUED, at=row.written_at)
+        row = _end(connection, _as_claimed(claim), RunStatus.CANCELLED)
+    else:
+        row = _queue_again(connection, _as_claimed(claim), num_forgiven=1)
+    assert row is not None, "the run was read in this transaction"
+    return with_images(connection, row)
 
 
 def requeue_lost(connection: Connection, *, max_attempts: int) -> list[Run]:
-    lost = connection.execute(
-        sa.select(runs).where(IS_RUNNING, runs.c.lease_ends_at < now()).limit(MAX_REQUEUED).with_for_update()
-    ).all()
+    lost = connection.execute(LOST).all()
     return [with_images(connection, _take_back(connection, row, max_attempts=max_attempts)) for row in lost]
 
 
-def _take_back(connection: Connection, lost: sa.Row[Any], *, max_attempts: int) -> sa.Row[Any]:
-    """End a run whose worker is gone, or queue it again where another worker may do better."""
-    same = runs.c.number == lost.number
-    if lost.is_cancel_requested:
-        row = end_run(connection, same, RunStatus.CANCELLED)
-    elif lost.num_attempts >= max_attempts:
-        message = f"{lost.num_attempts} workers stopped answering while they had this run; see their logs"
-        row = end_run(connection, same, RunStatus.FAILED, error=RunError("worker_lost", message))
-    else:
-        row = _update(connection, same, IDLE)
-        if row is not None:
-            events.append(connection, row, RunEventKind.REQUEUED, at=row.written_at)
-    assert row is not None, "the run was read in this transaction"
-    return row
-
-
-def end_run(
-    connection: Connection,
-    condition: sa.ColumnElement[bool],
-    status: RunStatus,
-    *,
-    run_time_ms: float | None = None,
-    error: RunError | None = None,
-    warnings: Sequence[str] | None = None,
-) -> sa.Row[Any] | None:
-    """End the run that meets `condition`, with its event and its delivery. None when no run does."""
-    values: dict[str, object] = {**NO_CLAIM, "status": status, "ended_at": now(), "run_time_ms": run_time_ms}
-    if error is not None:
-        values |= {"error_code": error.code, "error_message": error.message}
-    if warnings is not None:
-        values["warnings"] = json.dumps(list(warnings))
-    row = _update(connection, condition, values)
-    if row is not None:
-        events.append(connection, row, RunEventKind(status.value), at=row.ended_at, error=error)
-        if row.webhook_endpoint is not None:
-            deliveries.add(connection, row)
-    return row
+def cancel_queued(connection: Connection, row: sa.Row[Any]) -> sa.Row[Any]:
+    """End a queued run that was read in this transaction."""
+    ended = _end(connection, _as_known(row.id, row.fence, RunStatus.QUEUED), RunStatus.CANCELLED)
+    assert ended is not None, "the run was read in this transaction"
+    return ended
 
 
 def with_images(connection: Connection, row: sa.Row[Any]) -> Run:
@@ -180,33 +188,57 @@ def images_of(connection: Connection, run_ids: Sequence[str]) -> Mapping[str, Se
     """The image rows of some runs, by run, each in order."""
     found: dict[str, list[sa.Row[Any]]] = {}
     if run_ids:
-        wanted = sa.select(images).where(images.c.run_id.in_(run_ids)).order_by(images.c.run_id, images.c.image_index)
-        for row in connection.execute(wanted):
+        for row in connection.execute(IMAGES_OF, {"run_ids": run_ids}):
             found.setdefault(row.run_id, []).append(row)
     return found
 
 
-def _write_under(connection: Connection, claim: Claim, values: Mapping[str, object]) -> sa.Row[Any]:
-    row = _update(connection, _is_held_by(claim), values)
-    if row is None:
-        raise _lost(claim)
+def _take_back(connection: Connection, lost: sa.Row[Any], *, max_attempts: int) -> sa.Row[Any]:
+    """End a run whose worker is gone, or queue it again where another worker may do better."""
+    known = _as_known(lost.id, lost.fence, RunStatus.RUNNING)
+    if lost.is_cancel_requested:
+        row = _end(connection, known, RunStatus.CANCELLED)
+    elif lost.num_attempts >= max_attempts:
+        message = f"{lost.num_attempts} workers stopped answering while they had this run; see their logs"
+        row = _end(connection, known, RunStatus.FAILED, error=RunError("worker_lost", message))
+    else:
+        row = _queue_again(connection, known, num_forgiven=0)
+    assert row is not None, "the run was read in this transaction"
     return row
 
 
-def _update(
-    connection: Connection, condition: sa.ColumnElement[bool], values: Mapping[str, object]
+def _end(
+    connection: Connection,
+    known: Mapping[str, object],
+    status: RunStatus,
+    *,
+    error: RunError | None = None,
+    **columns: object,
 ) -> sa.Row[Any] | None:
-    """Write to the one run that meets `condition` and make room for one event."""
-    return connection.execute(
-        sa.update(runs)
-        .where(condition)
-        .values(num_events=runs.c.num_events + 1, **values)
-        .returning(*runs.c, now().label("written_at"))
-    ).first()
+    """The one way to an end: status, event and delivery. None when the run is no longer as known."""
+    if error is not None:
+        columns |= {"error_code": error.code, "error_message": error.message}
+    row = connection.execute(END, {**known, "status": status, **columns}).first()
+    if row is not None:
+        events.append(connection, row, RunEventKind(status.value), at=row.ended_at, error=error)
+        if row.webhook_endpoint is not None:
+            deliveries.add(connection, row)
+    return row
 
 
-def _is_held_by(claim: Claim) -> sa.ColumnElement[bool]:
-    return sa.and_(runs.c.id == claim.run.id, runs.c.fence == claim.fence, IS_RUNNING)
+def _queue_again(connection: Connection, known: Mapping[str, object], *, num_forgiven: int) -> sa.Row[Any] | None:
+    row = connection.execute(QUEUE_AGAIN, {**known, "num_forgiven": num_forgiven}).first()
+    if row is not None:
+        events.append(connection, row, RunEventKind.REQUEUED, at=row.written_at)
+    return row
+
+
+def _as_known(run_id: str, fence: int, status: RunStatus) -> dict[str, object]:
+    return {"this_id": run_id, "this_fence": fence, "this_status": status}
+
+
+def _as_claimed(claim: Claim) -> dict[str, object]:
+    return _as_known(claim.run.id, claim.fence, RunStatus.RUNNING)
 
 
 def _lost(claim: Claim) -> LostClaim:

@@ -35,6 +35,10 @@ PRUNE_BATCH = 200
 ROOM_SHARE = 0.1
 """A caller that was refused comes back when this share of the queue should be gone."""
 
+COUNT_QUEUED = sa.select(sa.func.count()).select_from(runs).where(IS_QUEUED)
+COUNT_RUNNING = sa.select(sa.func.count()).select_from(runs).where(IS_RUNNING)
+QUEUE = sa.insert(runs).values(created_at=now()).returning(*runs.c)
+
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
@@ -102,11 +106,10 @@ class Runs:
         return run
 
     async def release(self, claim: Claim) -> None:
-        """Give a run back unfinished, at no cost to its attempts. Raises LostClaim. One transaction."""
-        await self._database.write(claims.release, claim)
+        """Give a run back unfinished, at no cost to its attempts; end it if it was cancelled. Raises LostClaim. One transaction."""
+        run = await self._database.write(claims.release, claim)
         self._notifications.publish("queue")
-        self._notifications.publish("deliveries")
-        self._hint_runs([claim.run.id])
+        self._hint_end(run)
 
     async def cancel(self, run_id: str, *, project: str | None = None) -> Run:
         """End a queued run, or ask the worker of a running one to stop; an ended run stays. Raises NotFound. One transaction."""
@@ -116,9 +119,12 @@ class Runs:
         self._hint_end(run)
         return run
 
-    async def requeue_lost(self, *, max_attempts: int) -> list[Run]:
-        """Queue again the runs whose lease ran out; end those cancelled meanwhile or out of attempts. One transaction."""
-        taken_back = await self._database.write(claims.requeue_lost, max_attempts=max_attempts)
+    async def requeue_lost(self, *, max_attempts: int, worker_id: str | None = None) -> list[Run]:
+        """Queue again the runs whose lease ran out; end those cancelled meanwhile or out of attempts. One transaction.
+
+        With `worker_id` that worker's runs count as lost too: only its own successor may say so.
+        """
+        taken_back = await self._database.write(claims.requeue_lost, max_attempts=max_attempts, worker_id=worker_id)
         for run in taken_back:
             self._hint_end(run)
         if taken_back:
@@ -187,11 +193,12 @@ def _create(connection: Connection, new: NewRun, *, max_queued: int) -> tuple[Ru
             raise IdempotencyMismatch(message, run_id=made.id)
         if made is not None:
             return claims.with_images(connection, made), False
-    backlog = _backlog(connection)
-    if backlog.num_queued >= max_queued:
-        wait = max(1.0, min(300.0, ROOM_SHARE * (backlog.queue_eta_seconds or 0.0)))
-        raise Overloaded(f"{backlog.num_queued} runs wait already", retry_after_seconds=wait)
-    row = connection.execute(sa.insert(runs).values(**_columns(new)).returning(*runs.c)).one()
+    num_queued = connection.execute(COUNT_QUEUED).scalar_one()
+    if num_queued >= max_queued:
+        wait = ROOM_SHARE * (_backlog(connection).queue_eta_seconds or 0.0)
+        message = f"{num_queued} runs wait already; send the same again later"
+        raise Overloaded(message, retry_after_seconds=max(1.0, min(300.0, wait)))
+    row = connection.execute(QUEUE, _columns(new)).one()
     events.append(connection, row, RunEventKind.QUEUED, at=row.created_at)
     return run_from(row), True
 
@@ -205,7 +212,6 @@ def _columns(new: NewRun) -> dict[str, object]:
         "deployment_version": new.deployment_version,
         "params": to_json(new.params),
         "status": RunStatus.QUEUED,
-        "created_at": now(),
         "fence": 0,
         "num_attempts": 0,
         "num_events": 1,
@@ -259,8 +265,7 @@ def _queue_position(connection: Connection, run_id: str) -> int | None:
     number = connection.execute(this).scalar()
     if number is None:
         return None
-    before = sa.select(sa.func.count()).select_from(runs).where(IS_QUEUED, runs.c.number < number)
-    return connection.execute(before).scalar_one()
+    return connection.execute(COUNT_QUEUED.where(runs.c.number < number)).scalar_one()
 
 
 def _backlog(connection: Connection) -> Backlog:
@@ -269,8 +274,8 @@ def _backlog(connection: Connection) -> Backlog:
     ).subquery()
     figures = connection.execute(
         sa.select(
-            sa.select(sa.func.count()).select_from(runs).where(IS_QUEUED).scalar_subquery(),
-            sa.select(sa.func.count()).select_from(runs).where(IS_RUNNING).scalar_subquery(),
+            COUNT_QUEUED.scalar_subquery(),
+            COUNT_RUNNING.scalar_subquery(),
             sa.select(sa.func.avg(recent.c.run_time_ms)).scalar_subquery(),
         )
     ).one()
@@ -282,11 +287,11 @@ def _backlog(connection: Connection) -> Backlog:
 
 def _cancel(connection: Connection, run_id: str, project: str | None) -> Run:
     row = _row(connection, run_id, project)
-    same = runs.c.number == row.number
     if row.status == RunStatus.QUEUED:
-        row = claims.end_run(connection, same, RunStatus.CANCELLED) or row
+        row = claims.cancel_queued(connection, row)
     elif row.status == RunStatus.RUNNING:
-        row = connection.execute(sa.update(runs).where(same).values(is_cancel_requested=True).returning(*runs.c)).one()
+        ask = sa.update(runs).where(runs.c.number == row.number).values(is_cancel_requested=True)
+        row = connection.execute(ask.returning(*runs.c)).one()
     return claims.with_images(connection, row)
 
 

@@ -25,6 +25,16 @@ class Text(sa.types.TypeDecorator[str]):
         return value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
+class Real(sa.types.TypeDecorator[float]):
+    """A float that comes back as one: SQLite's RETURNING answers 5 where 5.0 was written."""
+
+    impl = sa.Double
+    cache_ok = True
+
+    def process_result_value(self, value: float | None, dialect: sa.Dialect) -> float | None:
+        return None if value is None else float(value)
+
+
 metadata = sa.MetaData()
 
 runs = sa.Table(
@@ -38,19 +48,19 @@ runs = sa.Table(
     sa.Column("deployment_version", sa.Integer, nullable=False),
     sa.Column("params", Text, nullable=False),
     sa.Column("status", Text, nullable=False),
-    sa.Column("created_at", sa.Double, nullable=False),
-    sa.Column("started_at", sa.Double),
-    sa.Column("ended_at", sa.Double),
-    sa.Column("run_time_ms", sa.Double),
+    sa.Column("created_at", Real, nullable=False),
+    sa.Column("started_at", Real),
+    sa.Column("ended_at", Real),
+    sa.Column("run_time_ms", Real),
     sa.Column("worker_id", Text),
-    sa.Column("lease_ends_at", sa.Double),
+    sa.Column("lease_ends_at", Real),
     sa.Column("fence", sa.Integer, nullable=False),
     sa.Column("num_attempts", sa.Integer, nullable=False),
     sa.Column("num_events", sa.Integer, nullable=False),
     sa.Column("is_cancel_requested", sa.Boolean, nullable=False),
     sa.Column("steps_done", sa.Integer, nullable=False),
     sa.Column("steps_total", sa.Integer, nullable=False),
-    sa.Column("eta_seconds", sa.Double),
+    sa.Column("eta_seconds", Real),
     sa.Column("webhook_endpoint", Text),
     sa.Column("idempotency_key", Text),
     sa.Column("body_digest", Text),
@@ -92,7 +102,7 @@ events = sa.Table(
     _run_id(),
     sa.Column("sequence", sa.Integer, nullable=False),
     sa.Column("kind", Text, nullable=False),
-    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("at", Real, nullable=False),
     sa.Column("image_index", sa.Integer),
     sa.Column("error_code", Text),
     sa.Column("error_message", Text),
@@ -123,8 +133,8 @@ deliveries = sa.Table(
     sa.Column("project", Text, nullable=False),
     sa.Column("url", Text, nullable=False),
     sa.Column("status", Text, nullable=False),
-    sa.Column("created_at", sa.Double, nullable=False),
-    sa.Column("next_attempt_at", sa.Double),
+    sa.Column("created_at", Real, nullable=False),
+    sa.Column("next_attempt_at", Real),
     sa.Column("num_attempts", sa.Integer, nullable=False),
     sa.Column("num_attempts_before_resend", sa.Integer, nullable=False),
     sa.UniqueConstraint("event_id", "url", name="deliveries_event"),
@@ -142,8 +152,8 @@ attempts = sa.Table(
     metadata,
     sa.Column("delivery_id", Text, sa.ForeignKey("deliveries.id", ondelete="CASCADE"), nullable=False),
     sa.Column("number", sa.Integer, nullable=False),
-    sa.Column("at", sa.Double, nullable=False),
-    sa.Column("duration_ms", sa.Double, nullable=False),
+    sa.Column("at", Real, nullable=False),
+    sa.Column("duration_ms", Real, nullable=False),
     sa.Column("status_code", sa.Integer),
     sa.Column("error", Text),
     sa.Column("response_excerpt", Text, nullable=False),
@@ -160,10 +170,10 @@ keys = sa.Table(
     sa.Column("digest", Text, nullable=False),
     sa.Column("project", Text, nullable=False),
     sa.Column("scopes", Text, nullable=False),
-    sa.Column("created_at", sa.Double, nullable=False),
-    sa.Column("expires_at", sa.Double),
-    sa.Column("revoked_at", sa.Double),
-    sa.Column("last_used_at", sa.Double),
+    sa.Column("created_at", Real, nullable=False),
+    sa.Column("expires_at", Real),
+    sa.Column("revoked_at", Real),
+    sa.Column("last_used_at", Real),
 )
 
 IS_NOT_REVOKED = sa.text("revoked_at IS NULL")
@@ -181,8 +191,8 @@ deployments = sa.Table(
     sa.Column("defaults", Text, nullable=False),
     sa.Column("limits", Text, nullable=False),
     sa.Column("embed_metadata", sa.Boolean, nullable=False),
-    sa.Column("created_at", sa.Double, nullable=False),
-    sa.Column("undeployed_at", sa.Double),
+    sa.Column("created_at", Real, nullable=False),
+    sa.Column("undeployed_at", Real),
     sa.PrimaryKeyConstraint("name", "version"),
 )
 
@@ -198,6 +208,6 @@ placements = sa.Table(
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("status", Text, nullable=False),
     sa.Column("reason", Text, nullable=False),
-    sa.Column("heard_at", sa.Double, nullable=False),
+    sa.Column("heard_at", Real, nullable=False),
     sa.PrimaryKeyConstraint("worker_id", "name", "version"),
 )
