@@ -79,7 +79,12 @@ QUEUE_AGAIN = ADD_EVENT.values(
         runs.c.num_attempts: runs.c.num_attempts - sa.bindparam("num_forgiven"),
     }
 )
-LOST = sa.select(runs).where(IS_RUNNING, runs.c.lease_ends_at < now()).limit(MAX_REQUEUED).with_for_update()
+LOST = (
+    sa.select(runs)
+    .where(IS_RUNNING, sa.or_(runs.c.lease_ends_at < now(), runs.c.worker_id == sa.bindparam("this_worker")))
+    .limit(MAX_REQUEUED)
+    .with_for_update()
+)
 IS_CANCEL_REQUESTED = sa.select(runs.c.is_cancel_requested).where(AS_KNOWN).with_for_update()
 IMAGES_OF = (
     sa.select(images)
@@ -167,8 +172,8 @@ def release(connection: Connection, claim: Claim) -> Run:
     return with_images(connection, row)
 
 
-def requeue_lost(connection: Connection, *, max_attempts: int) -> list[Run]:
-    lost = connection.execute(LOST).all()
+def requeue_lost(connection: Connection, *, max_attempts: int, worker_id: str | None) -> list[Run]:
+    lost = connection.execute(LOST, {"this_worker": worker_id}).all()
     return [with_images(connection, _take_back(connection, row, max_attempts=max_attempts)) for row in lost]
 
 
