@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 
 from safelight.engine import faults
-from safelight.engine.assignments import (
-    Assignment,
+from safelight.engine.costs import Costs
+from safelight.engine.events import (
     AssignmentCancelled,
     AssignmentDone,
     AssignmentFailed,
@@ -20,13 +20,12 @@ from safelight.engine.assignments import (
     ImageReady,
     StepDone,
 )
-from safelight.engine.costs import Costs
 from safelight.engine.models.base import ImageModel
 from safelight.engine.prompts import PromptCache
 from safelight.engine.rows import Rows
 from safelight.engine.samplers import initial_noise, step_table
 from safelight.engine.scheduler import Scheduler
-from safelight.engine.tasks import Batch, BatchKey, ImageTask, LiveRun
+from safelight.engine.tasks import Assignment, Batch, BatchKey, ImageTask, LiveRun
 from safelight.runs import RunError
 
 log = logging.getLogger(__name__)

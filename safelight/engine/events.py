@@ -1,35 +1,16 @@
-"""What the engine is asked and what it answers: assignments in, events out. Frozen, no tensors."""
+"""What the engine answers: the events of an assignment. Frozen, no tensors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from safelight.runs import RunError, RunParams
+from safelight.runs import RunError
 
 Pixels = NDArray[np.uint8]
 """A picture: [H, W, 3], RGB."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """A model to load: the name assignments call it by (such as `name@3`) and the folder of its weights."""
-
-    key: str
-    folder: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """The part of a run that is still to draw: `indices` names its images, each drawn from `seed + index`."""
-
-    run_id: str
-    model_key: str
-    params: RunParams
-    indices: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

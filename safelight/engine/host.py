@@ -8,59 +8,72 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from safelight.config import EngineSettings
 from safelight.engine import faults
-from safelight.engine.assignments import (
-    Assignment,
+from safelight.engine.engine import Engine
+from safelight.engine.events import (
     AssignmentCancelled,
     AssignmentDone,
     AssignmentFailed,
     EngineEvent,
     ImageReady,
-    ModelSpec,
 )
-from safelight.engine.engine import Engine
 from safelight.engine.models.base import ImageModel
+from safelight.engine.models.loading import ModelLoader
+from safelight.engine.tasks import Assignment, ModelSpec
 from safelight.errors import ModelError
+from safelight.runs import RunError
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """The events of one assignment on their way to its reader."""
+
+    run_id: str
+    num_images_left: int
+    events: asyncio.Queue[EngineEvent] = field(default_factory=asyncio.Queue)
+    has_ended: bool = False
+
+
 class EngineHost:
     """Owns one Engine and its thread. All methods are called from one event loop.
 
-    `load` turns a folder into a model, in a thread of its own so that running work goes on. `prepare` runs first in the
-    engine's thread: imports, the choice of threads and dtype.
+    Models are loaded in a thread of their own, so that running work goes on. `load` replaces the loader of real weights
+    (tests pass FakeModel).
     """
 
     def __init__(
         self,
+        settings: EngineSettings,
         *,
-        load: Callable[[Path], ImageModel],
-        prepare: Callable[[], None] = lambda: None,
-        max_resident_images: int = 16,
-        max_batch_rows: int = 16,
-        prompt_cache_size: int = 256,
+        device: str = "cpu",
+        load: Callable[[Path], ImageModel] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._load = load
-        self._prepare = prepare
+        loader = ModelLoader(device=device, dtype=settings.dtype, num_threads=settings.num_threads)
+        self._load = load or loader.load
+        self._prepare = loader.prepare if load is None else None
         self._now = now
         self._engine = Engine(
-            max_resident_images=max_resident_images,
-            max_batch_rows=max_batch_rows,
-            prompt_cache_size=prompt_cache_size,
+            max_resident_images=settings.max_resident_images,
+            max_batch_rows=settings.max_batch_rows,
+            prompt_cache_size=settings.prompt_cache_size,
         )
-        self._max_resident_images = max_resident_images
+        self._max_resident_images = settings.max_resident_images
         self._commands: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
-        self._streams: dict[str, asyncio.Queue[EngineEvent]] = {}
-        self._num_images_left: dict[str, int] = {}
+        # A run given back may return before the engine has let go of it: its streams end in the order they began.
+        self._streams: dict[str, deque[_Stream]] = {}
         self._loaded: set[str] = set()
         self._loading = asyncio.Lock()
         self._progress_at = now()
@@ -68,11 +81,12 @@ class EngineHost:
         self._thread: threading.Thread | None = None
 
     async def start(self) -> None:
-        """Start the thread and run `prepare` in it. Raises what `prepare` raises."""
+        """Start the thread; import, and choose threads and dtype in it."""
         self._event_loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="safelight-engine", daemon=True)
         self._thread.start()
-        await self._in_engine(self._prepare)
+        if self._prepare is not None:
+            await self._in_engine(self._prepare)
 
     async def load(self, spec: ModelSpec) -> None:
         """Load a model and serve it as `spec.key`; one load at a time. Raises ModelError with the remedy."""
@@ -101,7 +115,8 @@ class EngineHost:
     @property
     def num_free_images(self) -> int:
         """How many more images may be under way, counting those that were handed in but not yet admitted."""
-        return max(0, self._max_resident_images - sum(self._num_images_left.values()))
+        under_way = sum(stream.num_images_left for streams in self._streams.values() for stream in streams)
+        return max(0, self._max_resident_images - under_way)
 
     @property
     def seconds_since_progress(self) -> float:
@@ -110,18 +125,16 @@ class EngineHost:
 
     def generate(self, assignment: Assignment) -> AsyncIterator[EngineEvent]:
         """Hand the assignment in at once; its events, up to and with the end event. Leaving the iterator cancels it."""
-        run_id = assignment.run_id
-        assert run_id not in self._streams, "a run is handed in once"
         if not self._streams:
             self._progress_at = self._now()
-        events: asyncio.Queue[EngineEvent] = asyncio.Queue()
-        self._streams[run_id] = events
-        self._num_images_left[run_id] = len(assignment.indices)
+        self.cancel(assignment.run_id)
+        stream = _Stream(assignment.run_id, len(assignment.indices))
+        self._streams.setdefault(stream.run_id, deque()).append(stream)
         if self._is_stopping or self._thread is None:
-            self._deliver([(run_id, AssignmentFailed(faults.ENGINE_STOPPED, 0.0))])
+            self._deliver([_failed(stream.run_id, faults.ENGINE_STOPPED)])
         else:
-            self._commands.put(lambda: self._engine.submit(assignment))
-        return self._stream(run_id, events)
+            self._commands.put(lambda: self._submit(assignment))
+        return self._read(stream)
 
     def cancel(self, run_id: str) -> None:
         """Out within one step; the run's events end with AssignmentCancelled. Unknown ids are ignored."""
@@ -136,15 +149,14 @@ class EngineHost:
         self._commands.put(lambda: self._engine.fail_all(faults.ENGINE_STOPPED))
         await asyncio.to_thread(self._thread.join)
 
-    async def _stream(self, run_id: str, events: asyncio.Queue[EngineEvent]) -> AsyncIterator[EngineEvent]:
+    async def _read(self, stream: _Stream) -> AsyncIterator[EngineEvent]:
         try:
-            while True:
-                event = await events.get()
-                yield event
-                if isinstance(event, (AssignmentDone, AssignmentCancelled, AssignmentFailed)):
-                    return
+            while not (stream.has_ended and stream.events.empty()):
+                yield await stream.events.get()
         finally:
-            self.cancel(run_id)
+            # Not when the run has come back meanwhile: that stream was cancelled then, and the newer one goes on.
+            if not stream.has_ended and self._streams[stream.run_id][-1] is stream:
+                self.cancel(stream.run_id)
 
     async def _in_engine(self, call: Callable[[], T]) -> T:
         """Run `call` in the engine's thread, between two steps."""
@@ -160,17 +172,27 @@ class EngineHost:
         return await asyncio.wrap_future(done)
 
     def _deliver(self, events: list[tuple[str, EngineEvent]]) -> None:
-        """Thread: the event loop's. Hand each event to its reader; an end event frees the run's room."""
+        """Thread: the event loop's. Each event to its reader; an end event frees the run's room."""
         self._progress_at = self._now()
         for run_id, event in events:
-            stream = self._streams.get(run_id)
-            if stream is None:
-                continue
+            streams = self._streams[run_id]
+            stream = streams[0]
             if isinstance(event, ImageReady):
-                self._num_images_left[run_id] -= 1
+                stream.num_images_left -= 1
             if isinstance(event, (AssignmentDone, AssignmentCancelled, AssignmentFailed)):
-                del self._streams[run_id], self._num_images_left[run_id]
-            stream.put_nowait(event)
+                stream.has_ended = True
+                streams.popleft()
+                if not streams:
+                    del self._streams[run_id]
+            stream.events.put_nowait(event)
+
+    def _submit(self, assignment: Assignment) -> None:
+        """Thread: the engine's."""
+        try:
+            self._engine.submit(assignment)
+        except Exception as error:
+            log.exception("run %s cannot be taken in", assignment.run_id)
+            self._publish([_failed(assignment.run_id, faults.engine_failed(error))])
 
     def _run(self) -> None:
         """Thread: the engine's."""
@@ -199,3 +221,7 @@ class EngineHost:
         # The loop may be gone when a process ends in the middle of a step; nobody reads any more then.
         with contextlib.suppress(RuntimeError):
             self._event_loop.call_soon_threadsafe(self._deliver, events)
+
+
+def _failed(run_id: str, error: RunError) -> tuple[str, EngineEvent]:
+    return run_id, AssignmentFailed(error, 0.0)

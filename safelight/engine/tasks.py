@@ -1,17 +1,36 @@
-"""What the loop moves: runs under way, their images, and the batches they travel in. Owned by the engine thread."""
+"""What the engine is asked, and what its loop moves: runs under way, their images, the batches they travel in."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safelight.engine.assignments import Assignment
+from safelight.runs import RunParams
 
 if TYPE_CHECKING:
     import torch
 
     from safelight.engine.models.base import Conditioning, ImageModel
     from safelight.engine.samplers import StepTable
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model to load: the name assignments call it by (such as `name@3`) and the folder of its weights."""
+
+    key: str
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The part of a run that is still to draw: `indices` names its images, each drawn from `seed + index`."""
+
+    run_id: str
+    model_key: str
+    params: RunParams
+    indices: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +44,7 @@ class BatchKey:
 
 @dataclass(slots=True, eq=False)
 class LiveRun:
-    """One assignment under way."""
+    """One assignment under way. Owned by the engine, as everything below."""
 
     assignment: Assignment
     model: ImageModel

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
-    from safelight.engine.assignments import Pixels
+    from safelight.engine.events import Pixels
     from safelight.engine.samplers import NoiseSchedule
 
 
