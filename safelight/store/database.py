@@ -1,13 +1,14 @@
 """The database engine and everything in which one database differs from another: clock, locking, pragmas, error numbers.
 
-Transactions are plain functions of a Connection. `Database` runs each on a thread of its own and awaits it, so a
-transaction is one hop, and a cancelled caller never leaves one half done: it happens whole or not at all.
+Transactions are plain functions of a Connection. `Database` runs them on threads and awaits them, so a transaction is
+one hop, and a cancelled caller never leaves one half done.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 
 from safelight.errors import ConfigError, SafelightError, StorageFull, TryLater
+from safelight.store.writer import Writer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,7 +36,7 @@ BUSY_SECONDS = 10.0
 """How long a transaction waits for other processes before it gives up with TryLater."""
 
 NUM_READERS = 3
-FIRST_SOUND_WAL = (3, 51, 3)
+HAS_SOUND_WAL = sqlite3.sqlite_version_info >= (3, 51, 3)
 """SQLite before this can corrupt a WAL file that several processes write."""
 
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -64,32 +66,67 @@ def _now_on_postgresql(element: now, compiler: SQLCompiler, **kwargs: object) ->
 
 
 class Database:
-    """Runs transactions off the event loop: writes one after the other in arrival order, reads beside them."""
+    """Runs transactions off the event loop: writes in arrival order and committed together, reads beside them."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._writing = engine.execution_options(is_writing=True)
-        self._writers = ThreadPoolExecutor(1, thread_name_prefix="store-write")
+        self._turns = Path(f"{engine.url.database}-turns")
+        self._turns.touch()
+        self._writer = Writer(engine.execution_options(is_writing=True), partial(self._turn, fcntl.LOCK_EX))
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="store-read")
 
     async def read(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work` in one transaction that only reads. Raises TryLater."""
-        call = partial(_transact, self._engine, work, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._readers, call)
+        call = partial(self._read, lambda connection: work(connection, *args, **kwargs))
+        try:
+            async with asyncio.timeout(2 * BUSY_SECONDS):
+                with translated():
+                    return await asyncio.get_running_loop().run_in_executor(self._readers, call)
+        except TimeoutError as error:
+            raise _busy() from error
 
     async def write(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `work` in one durable transaction; any error undoes all of it. Raises TryLater, StorageFull."""
-        call = partial(_transact, self._writing, work, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._writers, call)
+        """Run `work` so that it is durable once this returns; an error undoes all of it. Raises TryLater, StorageFull.
+
+        Cancelled, it happens whole or not at all. `work` may run twice, the first time undone.
+        """
+        future = self._writer.submit(lambda connection: work(connection, *args, **kwargs))
+        answer = asyncio.wrap_future(future)
+        try:
+            await asyncio.wait([answer], timeout=BUSY_SECONDS)
+            # What has begun cannot be taken back, so its answer is waited for.
+            if not answer.done() and future.cancel():
+                raise _busy()
+            with translated():
+                return await answer
+        finally:
+            answer.cancel()
 
     async def close(self) -> None:
         """Wait for the transactions under way, then let go of the database."""
         await asyncio.to_thread(self._shut)
 
     def _shut(self) -> None:
-        self._writers.shutdown()
+        self._writer.close(BUSY_SECONDS)
         self._readers.shutdown()
         self._engine.dispose()
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        with self._turn(fcntl.LOCK_SH), self._engine.begin() as connection:
+            return work(connection)
+
+    @contextmanager
+    def _turn(self, kind: int) -> Iterator[None]:
+        """Stand in line with other processes. SQLite only asks again and again, and a busy neighbour may starve it.
+
+        Only good manners: that two never write at once, SQLite's own locks see to.
+        """
+        if HAS_SOUND_WAL and kind == fcntl.LOCK_SH:
+            yield
+            return
+        with self._turns.open("rb") as file:
+            fcntl.flock(file, kind)
+            yield
 
 
 def open_engine(data: Path, database_url: str | None) -> Engine:
@@ -115,9 +152,8 @@ def open_engine(data: Path, database_url: str | None) -> Engine:
 
 
 def _prepare_sqlite(connection: DBAPIConnection, record: object) -> None:
-    has_sound_wal = sqlite3.sqlite_version_info >= FIRST_SOUND_WAL
     with closing(connection.cursor()) as cursor:
-        cursor.execute(f"PRAGMA journal_mode={'WAL' if has_sound_wal else 'TRUNCATE'}")
+        cursor.execute(f"PRAGMA journal_mode={'WAL' if HAS_SOUND_WAL else 'TRUNCATE'}")
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.execute("PRAGMA cache_size=-8000")
@@ -127,11 +163,6 @@ def _begin_sqlite(connection: Connection) -> None:
     # A write that starts as a read can fail half-way with "locked" and no wait helps; so writes lock at once.
     is_writing = connection.get_execution_options().get("is_writing", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing else "BEGIN")
-
-
-def _transact(engine: Engine, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-    with translated(), engine.begin() as connection:
-        return work(connection, *args, **kwargs)
 
 
 @contextmanager
@@ -150,11 +181,15 @@ def _explain(error: BaseException | None) -> SafelightError | None:
     """What a database error means to a caller who can do something about it; None for all others."""
     primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return TryLater("the database is busy; send the same again in a moment", retry_after_seconds=BUSY_SECONDS / 2)
+        return _busy()
     is_full = primary == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC
     if is_full:
         return StorageFull("the disk of the data folder is full; free some space", retry_after_seconds=30.0)
     return None
+
+
+def _busy() -> TryLater:
+    return TryLater("the database is busy; send the same again in a moment", retry_after_seconds=BUSY_SECONDS / 2)
 
 
 def _refuse_network_file_system(folder: Path) -> None:
