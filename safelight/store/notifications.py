@@ -10,12 +10,18 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 MAX_ADDRESS_BYTES = 100
 """The kernel takes 108 bytes, BSDs 104."""
 
-MAX_TOPIC_BYTES = 512
+MAX_DATAGRAM_BYTES = 8192
+MAX_TOPICS = 128
+"""Topics in one datagram. Linux keeps ten datagrams for an ear by default, so hints of one moment travel together."""
+
+RETRY_SECONDS = 0.02
+"""An ear that is full is told once more after this."""
 
 
 class Listener:
@@ -46,6 +52,7 @@ class Notifications:
         self._socket: socket.socket | None = None
         self._address: Path | None = None
         self._listeners: dict[str, set[Listener]] = {}
+        self._unsent: dict[str, None] = {}
 
     def start(self) -> None:
         """Open this process's socket. Where none can be had, hints stay within the process and polling does the rest."""
@@ -67,14 +74,10 @@ class Notifications:
     def publish(self, topic: str) -> None:
         """Wake whoever listens to `topic`, here and in other processes. Never raises, never blocks."""
         self._wake(topic)
-        if self._socket is None or self._address is None:
-            return
-        try:
-            others = [entry.path for entry in os.scandir(self._folder) if entry.name != self._address.name]
-        except OSError:
-            return
-        for other in others:
-            self._send(topic, other)
+        if self._socket is not None:
+            if not self._unsent:
+                asyncio.get_running_loop().call_soon(self._send_all)
+            self._unsent[topic] = None
 
     @contextmanager
     def listen(self, *topics: str) -> Iterator[Listener]:
@@ -91,6 +94,7 @@ class Notifications:
     def close(self) -> None:
         """Close the socket and take its name out of the folder."""
         if self._socket is not None and self._address is not None:
+            self._send_all()
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
             self._socket.close()
             self._address.unlink(missing_ok=True)
@@ -110,18 +114,37 @@ class Notifications:
         assert self._socket is not None, "the reader is removed before the socket is closed"
         with suppress(OSError):
             while True:
-                self._wake(self._socket.recv(MAX_TOPIC_BYTES).decode(errors="replace"))
+                for topic in self._socket.recv(MAX_DATAGRAM_BYTES).decode(errors="replace").split("\n"):
+                    self._wake(topic)
 
-    def _send(self, topic: str, address: str) -> None:
-        assert self._socket is not None, "publish looked"
+    def _send_all(self) -> None:
+        topics, self._unsent = list(self._unsent), {}
+        if self._socket is None or self._address is None or not topics:
+            return
         try:
-            self._socket.sendto(topic.encode(), address)
+            others = [entry.path for entry in os.scandir(self._folder) if entry.name != self._address.name]
+        except OSError:
+            return
+        for first in range(0, len(topics), MAX_TOPICS):
+            datagram = "\n".join(topics[first : first + MAX_TOPICS]).encode()
+            for other in others:
+                self._send(datagram, other)
+
+    def _send(self, datagram: bytes, address: str, *, may_retry: bool = True) -> None:
+        if self._socket is None:
+            return
+        try:
+            self._socket.sendto(datagram, address)
+        except BlockingIOError:
+            if may_retry:
+                retry = partial(self._send, datagram, address, may_retry=False)
+                asyncio.get_running_loop().call_later(RETRY_SECONDS, retry)
         except ConnectionRefusedError:
             # Its process died without closing.
             with suppress(OSError):
                 Path(address).unlink(missing_ok=True)
         except OSError:
-            # The ear is full or was just closed: polling will find what changed.
+            # It was just closed: polling will find what changed.
             return
 
 
