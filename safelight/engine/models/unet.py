@@ -184,7 +184,7 @@ def _load_unet(folder: Path, *, device: torch.device, dtype: torch.dtype) -> UNe
     for name in _UNSUPPORTED:
         if config.get(name) is not None:
             raise ModelError(f"{folder / 'config.json'}: {name} {config[name]} is not supported by this version")
-    unet = _on_meta(UNet2DConditionModel, folder, config)
+    unet: UNet2DConditionModel = _on_meta(UNet2DConditionModel, folder, config)
     load_weights(unet, find_files(folder, "diffusion_pytorch_model"), dtype=dtype, device=device)
     return unet
 
@@ -194,9 +194,9 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 
 def _load_vae(folder: Path, *, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
-    vae = _on_meta(AutoencoderKL, folder, read_config(folder, "AutoencoderKL"))
+    vae: AutoencoderKL = _on_meta(AutoencoderKL, folder, read_config(folder, "AutoencoderKL"))
     # Text to image never encodes a picture.
-    vae.encoder = vae.quant_conv = None
+    vae.encoder, vae.quant_conv = torch.nn.Module(), None  # type: ignore[assignment]
 
     def rename(name: str) -> str:
         if ".attentions." not in name:
