@@ -89,13 +89,14 @@ def _torch(torch: Torch) -> Iterator[Finding]:
 
 
 def _sqlite() -> Finding:
-    from safelight.store.database import FIRST_SOUND_WAL
+    from safelight.store.database import HAS_SOUND_WAL
 
-    if sqlite3.sqlite_version_info >= FIRST_SOUND_WAL:
-        return Finding("SQLite", Verdict.OK, f"{sqlite3.sqlite_version}, write-ahead log")
-    sound = ".".join(map(str, FIRST_SOUND_WAL))
-    detail = f"{sqlite3.sqlite_version}, rollback journal: safe, fewer writes per second than from {sound} on"
-    return Finding("SQLite", Verdict.OK, detail)
+    mode = (
+        "write-ahead log"
+        if HAS_SOUND_WAL
+        else "rollback journal: safe, and slower than a newer SQLite's write-ahead log"
+    )
+    return Finding("SQLite", Verdict.OK, f"{sqlite3.sqlite_version}, {mode}")
 
 
 def _folder(data: Path) -> Finding:

@@ -55,8 +55,8 @@ def generate(
         "guidance_scale": guidance_scale,
     }
     named |= {"negative_prompt": negative_prompt, "num_images_per_prompt": images, "sampler": sampler}
-    params = run_params(prompt, model, seed=seed, named=named | {"output_format": output_format})
-    folder = PictureFolder(out, prompt=prompt, output_format=params.output_format)
+    folder = PictureFolder(out, prompt=prompt, output_format=output_format)
+    params = run_params(prompt, model, seed=seed, named=named | {"output_format": folder.output_format})
     weights = find_weights(model, folders=settings.models, hf_home=settings.hf_home)
     folder.prepare()
     written: list[dict[str, Any]] = []
@@ -66,7 +66,8 @@ def generate(
 
         one = params.seed + index
         metadata = PictureMetadata(params=params, seed=one, model=model, revision=None)
-        path = folder.write(encode_picture(pixels, params.output_format, metadata), seed=one)
+        picture = encode_picture(pixels, params.output_format, metadata)
+        path = folder.write(picture, seed=one, output_format=params.output_format)
         written.append({"path": str(path), "seed": one})
 
     run_time_ms = asyncio.run(_draw(settings, params, weights, device=device or _first_device(settings), keep=keep))

@@ -10,20 +10,26 @@ from safelight.errors import ConfigError
 from safelight.runs import OutputFormat
 
 _SUFFIXES = {OutputFormat.PNG: ".png", OutputFormat.JPEG: ".jpg", OutputFormat.WEBP: ".webp"}
+_FORMATS = {suffix: output_format for output_format, suffix in _SUFFIXES.items()} | {".jpeg": OutputFormat.JPEG}
 _MAX_STEM_CHARS = 60
 
 
 class PictureFolder:
-    """Writes the pictures of one command. `out` is a folder, or the wanted name of the first picture."""
+    """Writes the pictures of one command. `out` is a folder, or the wanted name of the first picture.
 
-    def __init__(self, out: str, *, prompt: str, output_format: OutputFormat) -> None:
+    `output_format` is what was asked for, by name or by the suffix of `out`; None when neither says. Raises ConfigError.
+    """
+
+    def __init__(self, out: str, *, prompt: str, output_format: OutputFormat | None = None) -> None:
         path = Path(out).expanduser()
-        self._suffix = _SUFFIXES[output_format]
-        is_file_name = path.suffix.lower() in {*_SUFFIXES.values(), ".jpeg"} and not path.is_dir()
-        if is_file_name and path.suffix.lower().replace(".jpeg", ".jpg") != self._suffix:
-            raise ConfigError(f"{path.name} does not end in {self._suffix}; name it so, or give --format")
-        self._folder = path.parent if is_file_name else path
-        self._stem = path.stem if is_file_name else None
+        named = None if path.is_dir() else _FORMATS.get(path.suffix.lower())
+        if named is not None and output_format not in (None, named):
+            raise ConfigError(
+                f"{path.name} is not the name of a {output_format} file; change it, or leave out --format"
+            )
+        self.output_format = output_format or named
+        self._folder = path if named is None else path.parent
+        self._stem = None if named is None else path.stem
         self._prompt = prompt
 
     def prepare(self) -> None:
@@ -31,15 +37,14 @@ class PictureFolder:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(
-                f"{self._folder} cannot be made: {error.strerror}; name another one with --out"
-            ) from error
+            reason = error.strerror or error
+            raise ConfigError(f"{self._folder} cannot be made: {reason}; name another one with --out") from error
 
-    def write(self, picture: bytes, *, seed: int | None) -> Path:
+    def write(self, picture: bytes, *, seed: int | None, output_format: OutputFormat = OutputFormat.PNG) -> Path:
         """Write under a name nothing has yet."""
         stem = self._stem or "-".join(filter(None, (slug(self._prompt), "" if seed is None else str(seed))))
         for number in count(1):
-            path = self._folder / f"{stem}{'' if number == 1 else f'-{number}'}{self._suffix}"
+            path = self._folder / f"{stem}{'' if number == 1 else f'-{number}'}{_SUFFIXES[output_format]}"
             try:
                 with path.open("xb") as file:
                     file.write(picture)

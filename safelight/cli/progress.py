@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from safelight.cli.output import console
+from safelight.runs import RunEvent, RunEventKind
+
+_WAITING = {RunEventKind.QUEUED: "waiting", RunEventKind.STARTED: "starting", RunEventKind.REQUEUED: "waiting again"}
 
 
 class StepBar:
@@ -39,6 +43,14 @@ class StepBar:
         """How far the run is."""
         eta = "" if eta_seconds is None else f"{eta_seconds:.0f} s left"
         self._progress.update(self._bar, description="drawing", completed=steps_done, total=steps_total, eta=eta)
+
+    def follow(self, events: Iterable[RunEvent]) -> None:
+        """Show what happens to a run until it has ended."""
+        for event in events:
+            if event.steps_total:
+                self.show(event.steps_done or 0, event.steps_total, event.eta_seconds)
+            elif event.kind in _WAITING:
+                self.wait(_WAITING[event.kind])
 
     def wait(self, what: str) -> None:
         """Nothing is drawn yet: say why."""

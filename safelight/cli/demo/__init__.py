@@ -8,10 +8,9 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,33 +19,17 @@ from safelight.cli.deploying import new_deployment
 from safelight.cli.opening import with_store
 from safelight.cli.output import explain, fail, say, say_table
 from safelight.cli.overrides import Overrides
-from safelight.cli.pictures_out import PictureFolder
-from safelight.cli.progress import StepBar
-from safelight.config import Settings
+from safelight.config import Settings, load_settings
 from safelight.deployments import PAGE_ALIAS
 from safelight.errors import ConfigError, NotFound, RunFailed
 from safelight.keys import Scope
-from safelight.runs import OutputFormat
 
 if TYPE_CHECKING:
-    from safelight.cli.demo.caller import Caller, Steps
-    from safelight.cli.demo.receiver import Receiver
+    from safelight.cli.demo.scenes import Scene, Stage
     from safelight.store import Store
 
 _KEY_NAME = "demo"
-_DELIVERY_SECONDS = 60.0
 _MIN_FREE_BYTES = 200_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
-    """One call of the demo and what came of it."""
-
-    what: str
-    run_id: str
-    run_time_ms: float
-    seconds: float
-    files: tuple[Path, ...]
 
 
 def demo(
@@ -58,12 +41,13 @@ def demo(
     steps: Annotated[int, typer.Option("--steps", help="Denoising steps.")] = 60,
 ) -> None:
     """Start a server of its own, send it the example request, once plainly and once with a webhook, and write the pictures."""
-    from safelight.cli.demo.caller import EXAMPLE_BODY
+    from safelight.cli.demo.request import EXAMPLE_BODY
+    from safelight.cli.demo.scenes import Stage
     from safelight.cli.demo.server import last_lines, running_server
 
     started = time.monotonic()
     body = EXAMPLE_BODY | {"height": height, "width": width, "num_inference_steps": steps}
-    settings = Settings(data=out / "data")
+    settings = load_settings(flags={"data": out / "data"})
     _check_machine(settings, out)
     log = out / "server.log"
     with _stopped_in_order():
@@ -71,7 +55,7 @@ def demo(
         try:
             with running_server(settings.data, log) as address:
                 explain(f"a server runs at {address}; its log is {log}")
-                scenes = _play(address, key, secret, body=body, out=out)
+                scenes = _play(Stage(address=address, key=key, body=body, out=out), secret)
         except RunFailed as error:
             raise fail(f"{error.message}\n{last_lines(log)}") from error
         finally:
@@ -81,7 +65,7 @@ def demo(
 
 def _check_machine(settings: Settings, out: Path) -> None:
     """Say what is missing before anything is started. Raises ModelError, ConfigError."""
-    find_weights("pinhole", folders={})
+    find_weights("pinhole", folders=settings.models)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -108,53 +92,13 @@ async def _revoke(store: Store) -> None:
         await store.keys.revoke(_KEY_NAME)
 
 
-def _play(address: str, key: str, secret: str, *, body: dict[str, Any], out: Path) -> list[Scene]:
-    from safelight.cli.demo.caller import Caller
+def _play(stage: Stage, secret: str) -> list[Scene]:
     from safelight.cli.demo.receiver import Receiver
+    from safelight.cli.demo.scenes import plain_call, webhook_call
 
-    caller, receiver = Caller(address, key), Receiver(secret)
+    receiver = Receiver(secret)
     with receiver.running():
-        explain(f"POST {address}/{PAGE_ALIAS}/predict")
-        plain = _plain_call(caller, body, out)
-        explain(f"the same with webhook_endpoint {receiver.url}")
-        return [plain, _webhook_call(caller, receiver, body, out)]
-
-
-def _plain_call(caller: Caller, body: dict[str, Any], out: Path) -> Scene:
-    begun = time.monotonic()
-    with StepBar() as bar:
-        answer = caller.predict(PAGE_ALIAS, body, watch=lambda steps: _show(bar, steps))
-    return _scene("plain", answer, body, out=out, seconds=time.monotonic() - begun)
-
-
-def _webhook_call(caller: Caller, receiver: Receiver, body: dict[str, Any], out: Path) -> Scene:
-    begun = time.monotonic()
-    with StepBar() as bar:
-        asked = body | {"webhook_endpoint": receiver.url}
-        run_id = caller.predict(PAGE_ALIAS, asked, watch=lambda steps: _show(bar, steps))["run_id"]
-        caller.wait(run_id, watch=lambda steps: _show(bar, steps))
-    received = receiver.take(run_id, timeout_seconds=_DELIVERY_SECONDS)
-    explain(f"the webhook came, and its signature is right (event {received.event_id})")
-    return _scene("webhook, verified", received.body, body, out=out, seconds=time.monotonic() - begun)
-
-
-def _scene(what: str, answer: dict[str, Any], body: dict[str, Any], *, out: Path, seconds: float) -> Scene:
-    from safelight.cli.demo.caller import pictures_of
-    from safelight.pictures import read_texts
-
-    folder = PictureFolder(str(out), prompt=body["prompt"], output_format=OutputFormat.PNG)
-    files = [folder.write(each, seed=int(read_texts(each)["seed"])) for each in pictures_of(answer, body)]
-    return Scene(
-        what=what,
-        run_id=answer["run_id"],
-        run_time_ms=answer["run_time_ms"],
-        seconds=seconds,
-        files=tuple(files),
-    )
-
-
-def _show(bar: StepBar, steps: Steps) -> None:
-    bar.show(steps.steps_done, steps.steps_total, steps.eta_seconds)
+        return [plain_call(stage), webhook_call(stage, receiver)]
 
 
 def _tell(scenes: list[Scene], data: Path, seconds: float) -> None:

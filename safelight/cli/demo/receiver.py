@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import Empty, Queue
 from typing import Any
 
-from safelight.errors import RunFailed, SafelightError
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """One delivery. `flaw` says why its signature is not ours; None when it is."""
-
-    event_id: str
-    body: dict[str, Any]
-    flaw: str | None
+from safelight.client import InvalidWebhook, WebhookMessage, verify_webhook
+from safelight.errors import RunFailed
 
 
 class Receiver:
@@ -28,7 +18,7 @@ class Receiver:
 
     def __init__(self, secret: str) -> None:
         self._secret = secret
-        self._received: Queue[Received] = Queue()
+        self._received: Queue[WebhookMessage | InvalidWebhook] = Queue()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._request_class())
 
     @property
@@ -46,27 +36,27 @@ class Receiver:
             self._server.server_close()
             thread.join()
 
-    def take(self, run_id: str, *, timeout_seconds: float) -> Received:
-        """The delivery of a run, when it comes. Raises RunFailed when none comes or it is not signed by our server."""
-        try:
-            while (received := self._received.get(timeout=timeout_seconds)).body.get("run_id") != run_id:
-                pass
-        except Empty:
-            raise RunFailed(f"no webhook came for run {run_id} in {timeout_seconds:.0f} s", run_id=run_id) from None
-        if received.flaw is not None:
-            raise RunFailed(f"the webhook of run {run_id} does not verify: {received.flaw}", run_id=run_id)
-        return received
+    def take(self, run_id: str, *, timeout_seconds: float) -> WebhookMessage:
+        """The delivery of a run, when it comes. Raises RunFailed when none comes or one does not verify."""
+        while True:
+            try:
+                received = self._received.get(timeout=timeout_seconds)
+            except Empty:
+                message = f"no webhook came for run {run_id} in {timeout_seconds:.0f} s"
+                raise RunFailed(message, run_id=run_id) from None
+            if isinstance(received, InvalidWebhook):
+                raise RunFailed(f"a webhook came that does not verify: {received.message}", run_id=run_id)
+            if received.run_id == run_id:
+                return received
 
-    def _accept(self, headers: dict[str, str], body: bytes) -> bool:
-        from safelight.client.webhooks import verify
-
-        flaw = None
+    def _accept(self, headers: Mapping[str, str], body: bytes) -> bool:
         try:
-            verify(self._secret, headers, body)
-        except (SafelightError, ValueError) as error:
-            flaw = str(error)
-        self._received.put(Received(headers.get("webhook-id", ""), json.loads(body), flaw))
-        return flaw is None
+            message = verify_webhook(self._secret, headers, body)
+        except InvalidWebhook as flaw:
+            self._received.put(flaw)
+            return False
+        self._received.put(message)
+        return True
 
     def _request_class(self) -> type[BaseHTTPRequestHandler]:
         accept = self._accept
@@ -75,9 +65,8 @@ class Receiver:
             def do_POST(self) -> None:
                 length = int(self.headers.get("content-length", "0"))
                 body = self.rfile.read(length)
-                headers = {name.lower(): value for name, value in self.headers.items()}
                 # A delivery that was cut off must not count as one.
-                is_good = len(body) == length and accept(headers, body)
+                is_good = len(body) == length and accept(dict(self.headers.items()), body)
                 self.send_response(204 if is_good else 400)
                 self.end_headers()
 
