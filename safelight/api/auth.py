@@ -83,7 +83,7 @@ def read_secret(header: str | None) -> str:
     scheme, _, rest = value.partition(" ")
     secret = rest.strip() if scheme.lower() == "bearer" else value
     if not secret:
-        raise Unauthorized("Send a key: `Authorization: <key>` or `Authorization: Bearer <key>`.")
+        raise Unauthorized("send a key: `Authorization: <key>` or `Authorization: Bearer <key>`")
     return secret
 
 
@@ -92,7 +92,7 @@ def check_scope(key: Key, *wanted: Scope) -> None:
     if any(key.has_scope(scope) for scope in wanted):
         return
     names = " or ".join(f"`{scope.value}`" for scope in wanted)
-    raise Forbidden(f"This key does not have the scope {names}; use one that has it.")
+    raise Forbidden(f"this key does not have the scope {names}; use one that has it")
 
 
 def _has_expired(key: Key, now: float) -> bool:

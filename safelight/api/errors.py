@@ -30,7 +30,7 @@ STATUSES: Mapping[str, tuple[int, str]] = {
     "method_not_allowed": (405, "The method is not for this path"),
     "receive_timeout": (408, "The request took too long to arrive"),
     "conflict": (409, "The state does not allow this"),
-    "run_cancelled": (409, "The run was cancelled"),
+    "cancelled": (409, "The run was cancelled"),
     "body_too_large": (413, "The body is too large"),
     "unsupported_media_type": (415, "The body is not declared as JSON"),
     "wrong_host": (421, "The Host is not one of this server's names"),
@@ -96,7 +96,7 @@ def unexpected(error: Exception, *, where: str) -> Answer:
     """The answer to an exception nobody meant to raise. It goes to the log; the caller learns nothing of it."""
     log.error("unexpected error", exc_info=error, extra={"where": where})
     return problem_answer(
-        SafelightError("Something unexpected happened; the server's log says what. Trying again may help.")
+        SafelightError("something unexpected happened; the server's log says what, and trying again may help")
     )
 
 
@@ -133,11 +133,11 @@ def _find(error: SafelightError) -> tuple[int, str]:
 
 def _from_framework(error: HTTPException, method: str) -> SafelightError:
     if error.status_code == 404:
-        return NotFound("There is nothing at this path; GET /openapi.json lists what there is.")
+        return NotFound("there is nothing at this path; GET /openapi.json lists what there is")
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
-        return InvalidRequest(f"This path does not answer {method[:20]}; use {allowed}.", code="method_not_allowed")
+        return InvalidRequest(f"this path does not answer {method[:20]}; use {allowed}", code="method_not_allowed")
     if error.status_code >= 500:
-        return SafelightError("Something unexpected happened; trying again may help.")
+        return SafelightError("something unexpected happened; trying again may help")
     phrase = HTTPStatus(error.status_code).phrase
-    return InvalidRequest(f"{phrase}.", code=_FRAMEWORK_CODES.get(error.status_code, "invalid_request"))
+    return InvalidRequest(phrase.lower(), code=_FRAMEWORK_CODES.get(error.status_code, "invalid_request"))

@@ -117,7 +117,7 @@ class HostGuard:
         if _host_name(Headers(scope=scope).get("host", "")) in self._names:
             return await self._app(scope, receive, send)
         message = (
-            "This server does not answer to that Host; its operator can add it to the setting server.allowed_hosts."
+            "this server does not answer to that Host; its operator can add it to the setting server.allowed_hosts"
         )
         await respond(problem_answer(WrongHost(message)))(scope, receive, send)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -95,6 +96,6 @@ def _names_of_model(deployment: Deployment) -> frozenset[str]:
 
 
 def shorten(value: object, *, max_chars: int = 60) -> str:
-    """`value` as a message may show it: on one line, printable, cut when long."""
-    text = ascii(value) if isinstance(value, str) else str(value)
+    """A JSON value as a message may show it: on one line, printable, cut when long."""
+    text = json.dumps(value)
     return text if len(text) <= max_chars else text[: max_chars - 3] + "..."

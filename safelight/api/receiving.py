@@ -23,7 +23,7 @@ async def read_json_body(request: Request, settings: ServerSettings) -> bytes:
         async with asyncio.timeout(settings.receive_timeout_seconds):
             return await _collect(request, limit)
     except TimeoutError as error:
-        raise ReceiveTimeout(f"The body did not arrive within {settings.receive_timeout_seconds:g} s.") from error
+        raise ReceiveTimeout(f"the body did not arrive within {settings.receive_timeout_seconds:g} s") from error
 
 
 async def _collect(request: Request, limit: int) -> bytes:
@@ -40,11 +40,11 @@ def _check_type(request: Request) -> None:
     is_json = declared == "application/json" or (declared.startswith("application/") and declared.endswith("+json"))
     if not is_json:
         shown = shorten(declared) if declared else "nothing"
-        raise UnsupportedMediaType(f"The body is declared as {shown}; send it with `Content-Type: application/json`.")
+        raise UnsupportedMediaType(f"the body is declared as {shown}; send it with `Content-Type: application/json`")
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
-        raise UnsupportedMediaType(f"The body is encoded as {shorten(encoding)}; send it without Content-Encoding.")
+        raise UnsupportedMediaType(f"the body is encoded as {shorten(encoding)}; send it without Content-Encoding")
 
 
 def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The body is over {limit} bytes, which is the most that is taken.")
+    return BodyTooLarge(f"the body is over {limit} bytes, which is the most that is taken")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
+import struct
+import termios
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -68,14 +71,14 @@ class DeadlineProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answers what is not HTTP at all, with a problem document as everywhere."""
-        self._refuse(InvalidRequest("This is not an HTTP request that can be read."))
+        self._refuse(InvalidRequest("this is not an HTTP request that can be read"))
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(self._deadline_seconds, self._refuse_slow_head)
 
     def _refuse_slow_head(self) -> None:
         if self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
-            self._refuse(ReceiveTimeout(f"The request did not arrive within {self._deadline_seconds:g} s."))
+            self._refuse(ReceiveTimeout(f"the request did not arrive within {self._deadline_seconds:g} s"))
         else:
             self.transport.abort()
 
@@ -88,15 +91,21 @@ class DeadlineProtocol(H11Protocol):
         self.transport.close()
 
     def _watch_reader(self) -> None:
-        check = partial(self._check_reader, self.transport.get_write_buffer_size())
+        check = partial(self._check_reader, self._num_waiting_bytes())
         _cancel(self._write_timer)
         self._write_timer = self.loop.call_later(self._deadline_seconds, check)
 
     def _check_reader(self, left_before: int) -> None:
-        if left_before - self.transport.get_write_buffer_size() < MIN_BYTES_TAKEN:
+        if left_before - self._num_waiting_bytes() < MIN_BYTES_TAKEN:
             self.transport.abort()
         else:
             self._watch_reader()
+
+    def _num_waiting_bytes(self) -> int:
+        """What the client's machine has not taken yet, here and in the kernel, which asks for more only in megabytes."""
+        door: socket.socket = self.transport.get_extra_info("socket")
+        (in_kernel,) = struct.unpack("i", fcntl.ioctl(door.fileno(), termios.TIOCOUTQ, bytes(4)))
+        return self.transport.get_write_buffer_size() + int(in_kernel)
 
 
 class DoorServer(uvicorn.Server):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from safelight.api.params import FRESH_SEEDS, NewParams, complete, find_wrong, shorten
 from safelight.config import ServerSettings
 from safelight.deployments import Deployment, DeploymentStatus
+from safelight.envelope import end_code, end_message
 from safelight.errors import (
     Conflict,
     FieldError,
@@ -101,7 +102,7 @@ class Service:
     async def resolve(self, name: str) -> Deployment:
         """The deployment that answers under `name`. Raises NotFound."""
         if not _NAME.fullmatch(name):
-            raise NotFound(f"There is no deployment {shorten(name)}.", code="deployment_not_found")
+            raise NotFound(f"there is no deployment {shorten(name)}", code="deployment_not_found")
         return await self._store.deployments.resolve(name)
 
     async def list_deployments(self) -> Sequence[Deployment]:
@@ -122,7 +123,7 @@ class Service:
         Raises InvalidFields with every wrong field, IdempotencyMismatch, Overloaded, Stopping.
         """
         if self._is_refusing:
-            raise Stopping("The server is stopping; try again in a moment.", retry_after_seconds=_RETRY_SECONDS)
+            raise Stopping("the server is stopping; try again in a moment", retry_after_seconds=_RETRY_SECONDS)
         params = complete(asked, deployment, fresh_seed=self._draw_seed())
         wrong = (*find_wrong(asked, params, deployment), *self._wrong_webhook(asked.webhook_endpoint))
         if wrong:
@@ -248,12 +249,12 @@ class Service:
         A worker that has loaded no model yet is not in the store; an idle server is taken at its word.
         """
         if self._is_refusing:
-            raise Stopping("The server is stopping.", retry_after_seconds=_RETRY_SECONDS)
+            raise Stopping("the server is stopping", retry_after_seconds=_RETRY_SECONDS)
         backlog = await self._store.runs.backlog()
         if backlog.num_queued and not backlog.num_running:
             deployments = await self._store.deployments.list()
             if all(deployment.status is DeploymentStatus.COLD for deployment in deployments):
-                raise TryLater("Runs are waiting and no worker has taken one.", code="not_ready")
+                raise TryLater("runs are waiting and no worker has taken one", code="not_ready")
 
     def _wrong_webhook(self, url: str | None) -> tuple[FieldError, ...]:
         if url is None:
@@ -267,31 +268,30 @@ class Service:
     def _patience(self, run_id: str, deadline: float) -> float:
         """How long to wait for a hint. Many who wait look less often each, so that looking stays cheap."""
         if self._is_stopping:
-            message = f"The server is stopping; the run goes on. Ask for it at /runs/{run_id}."
+            message = f"the server is stopping; the run goes on, ask for it at /runs/{run_id}"
             raise Stopping(message, retry_after_seconds=_RETRY_SECONDS, run_id=run_id)
         left = deadline - self._monotonic()
         if left <= 0:
             waited = f"{self._settings.sync_timeout_seconds:g} s"
             raise WaitTimeout(
-                f"The run takes longer than {waited} and goes on; ask for it at /runs/{run_id}.", run_id=run_id
+                f"the run takes longer than {waited} and goes on; ask for it at /runs/{run_id}", run_id=run_id
             )
         return min(left, max(POLL_SECONDS, self._waiting.total() / _MAX_POLLS_PER_SECOND))
 
 
 def error_of(run: Run) -> SafelightError:
     """How a run ended that did not succeed, as the error a waiting caller gets."""
+    code, message = end_code(run), end_message(run)
     if run.status is RunStatus.CANCELLED:
-        return Conflict("The run was cancelled before it had its images.", code="run_cancelled", run_id=run.id)
-    if run.error is None:
-        return RunFailed("The run failed; the log of the worker says why.", run_id=run.id)
-    if run.error.code == ModelUnavailable.code:
-        return ModelUnavailable(run.error.message, retry_after_seconds=_RETRY_SECONDS, run_id=run.id)
-    return RunFailed(run.error.message, code=run.error.code, run_id=run.id)
+        return Conflict(message, code=code, run_id=run.id)
+    if code == ModelUnavailable.code:
+        return ModelUnavailable(message, retry_after_seconds=_RETRY_SECONDS, run_id=run.id)
+    return RunFailed(message, code=code, run_id=run.id)
 
 
 def _checked_id(run_id: str) -> str:
     if not _RUN_ID.fullmatch(run_id):
-        raise NotFound(f"There is no run {shorten(run_id)}.", code="run_not_found")
+        raise NotFound(f"there is no run {shorten(run_id)}", code="run_not_found")
     return run_id
 
 

@@ -42,17 +42,17 @@ def parse_body(body: bytes) -> dict[str, object]:
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise MalformedBody(f"The body is not UTF-8 text: byte {error.start} cannot be read.") from error
+        raise MalformedBody(f"the body is not UTF-8 text: byte {error.start} cannot be read") from error
     if _depth(text) > MAX_DEPTH:
-        raise MalformedBody(f"The body is nested more than {MAX_DEPTH} levels deep.")
+        raise MalformedBody(f"the body is nested more than {MAX_DEPTH} levels deep")
     try:
         value = json.loads(text, parse_constant=_refuse_constant, parse_int=_read_integer)
     except json.JSONDecodeError as error:
         raise MalformedBody(
-            f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+            f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from error
     if not isinstance(value, dict):
-        raise MalformedBody('The body is JSON, but not an object; send {"prompt": "..."}.')
+        raise MalformedBody('the body is JSON, but not an object; send {"prompt": "..."}')
     return value
 
 
@@ -99,7 +99,7 @@ def from_accepted(run: Run) -> Answer:
 def from_deferred(run: Run) -> Answer:
     """The answer at once of a caller who preferred not to wait: where to ask for the run."""
     location = f"/runs/{run.id}"
-    body = {"run_id": run.id, "message": f"The run is {run.status.value}; ask for it at {location}."}
+    body = {"run_id": run.id, "message": f"the run is {run.status.value}; ask for it at {location}"}
     headers = (("X-Safelight-Run-Id", run.id), ("Location", location), ("Preference-Applied", "respond-async"))
     return Answer(status=202, body=json.dumps(body).encode(), media_type=JSON, headers=headers)
 
@@ -153,7 +153,7 @@ def _depth(text: str) -> int:
 
 
 def _refuse_constant(name: str) -> object:
-    raise MalformedBody(f"The body is not JSON: {name} is no JSON number.")
+    raise MalformedBody(f"the body is not JSON: {name} is no JSON number")
 
 
 def _read_integer(digits: str) -> int | float:
@@ -163,7 +163,7 @@ def _read_integer(digits: str) -> int | float:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise _Unreadable(f"{_show(value)} is not a string")
+        raise _Unreadable(f"{shorten(value)} is not a string")
     if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
         raise _Unreadable("holds NUL or half a surrogate pair, which are not text; leave them out")
     return value
@@ -175,10 +175,10 @@ def _integer(value: object) -> int:
     if isinstance(value, float) and math.isfinite(value):
         if value.is_integer():
             return int(value)
-        raise _Unreadable(f"{_show(value)} is not a whole number; the nearest is {round(value)}")
+        raise _Unreadable(f"{shorten(value)} is not a whole number; the nearest is {round(value)}")
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise _Unreadable(f"{_show(value)} is not a whole number")
+    raise _Unreadable(f"{shorten(value)} is not a whole number")
 
 
 def _number(value: object) -> float:
@@ -186,7 +186,7 @@ def _number(value: object) -> float:
         value = float(value.strip())
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
-    raise _Unreadable(f"{_show(value)} is not a finite number")
+    raise _Unreadable(f"{shorten(value)} is not a finite number")
 
 
 def _seed(value: object) -> int | None:
@@ -205,7 +205,7 @@ def _output_format(value: object) -> OutputFormat:
 def _one_of(names: type[E], value: object) -> E:
     if isinstance(value, str) and value.strip().lower() in set(names):
         return names(value.strip().lower())
-    raise _Unreadable(f"{_show(value)} is not one of {', '.join(names)}")
+    raise _Unreadable(f"{shorten(value)} is not one of {', '.join(names)}")
 
 
 def _url(value: object) -> str:
@@ -213,10 +213,6 @@ def _url(value: object) -> str:
     if len(text) > MAX_URL_CHARS:
         raise _Unreadable(f"{len(text)} characters are too many for a URL; at most {MAX_URL_CHARS} are taken")
     return text
-
-
-def _show(value: object) -> str:
-    return shorten(json.dumps(value))
 
 
 def _quotable(text: str) -> str:

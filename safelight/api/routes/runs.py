@@ -128,7 +128,7 @@ def _image_of(run: Run, index: str) -> ImageRecord:
     for image in run.images:
         if _INDEX.fullmatch(index) and image.index == int(index):
             return image
-    raise NotFound(f"This run has no image {shorten(index)}.", code="image_not_found", run_id=run.id)
+    raise NotFound(f"this run has no image {shorten(index)}", code="image_not_found", run_id=run.id)
 
 
 def _tags(request: Request) -> list[str]:

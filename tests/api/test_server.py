@@ -1,0 +1,236 @@
+"""The door on a real socket: deadlines, clients that hang up or do not read, stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from contextlib import asynccontextmanager, suppress
+
+import httpx2
+import uvicorn
+
+from safelight.config import ServerSettings
+from safelight.runs import RunStatus
+
+from .house import PAGE_BODY
+
+DEADLINE = ServerSettings(port=0, receive_timeout_seconds=0.4, sync_timeout_seconds=20)
+
+
+@asynccontextmanager
+async def connected(port: int):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+def head(path: str, key: str = "", *, method: str = "GET", **headers: object) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]
+    if key:
+        lines += [f"Authorization: {key}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def predict_head(house, length: int, **headers: object) -> bytes:
+    extra = {"Content_Type": "application/json", "Content_Length": length} | headers
+    return head("/pinhole/predict", house.key, method="POST", **extra)
+
+
+async def read_answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    lines = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
+    body = await asyncio.wait_for(reader.readexactly(int(headers.get("content-length", 0))), 5)
+    return int(lines[0].split()[1]), headers, body
+
+
+async def quiet(server: uvicorn.Server) -> None:
+    """Wait until no request is under way, or too long."""
+    for _ in range(100):
+        if not server.server_state.tasks:
+            return
+        await asyncio.sleep(0.02)
+
+
+async def test_a_body_that_drips_is_408_at_the_deadline_however_it_drips(make_house):
+    async with make_house(DEADLINE) as house, house.serving() as (_, port), connected(port) as (reader, writer):
+        writer.write(predict_head(house, 1000))
+        began = time.monotonic()
+
+        async def drip() -> None:
+            while True:
+                writer.write(b" ")
+                await asyncio.sleep(0.05)
+
+        dripping = asyncio.create_task(drip())
+        status, headers, body = await read_answer(reader)
+        dripping.cancel()
+        assert (status, json.loads(body)["code"]) == (408, "receive_timeout")
+        assert headers["content-type"] == "application/problem+json"
+        assert 0.3 < time.monotonic() - began < 3
+        assert await asyncio.wait_for(reader.read(), 2) == b""
+
+
+async def test_a_head_that_drips_is_408_and_silence_is_cut_off(make_house):
+    async with make_house(DEADLINE) as house, house.serving() as (_, port):
+        async with connected(port) as (reader, writer):
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: local")
+            status, _, body = await read_answer(reader)
+            assert (status, json.loads(body)["code"]) == (408, "receive_timeout")
+        async with connected(port) as (reader, _):
+            with suppress(ConnectionResetError):
+                assert await asyncio.wait_for(reader.read(), 3) == b""
+
+
+async def test_the_second_request_of_a_connection_has_a_deadline_too(make_house):
+    async with make_house(DEADLINE) as house, house.serving() as (_, port), connected(port) as (reader, writer):
+        for _ in range(2):
+            writer.write(head("/healthz"))
+            assert (await read_answer(reader))[0] == 200
+        writer.write(b"GET /heal")
+        assert (await read_answer(reader))[0] == 408
+
+
+async def test_what_is_no_http_is_a_problem_too(make_house):
+    async with make_house(DEADLINE) as house, house.serving() as (_, port), connected(port) as (reader, writer):
+        writer.write(b"\x16\x03\x01 hello\r\n\r\n")
+        status, headers, body = await read_answer(reader)
+        assert (status, headers["content-type"]) == (400, "application/problem+json")
+        assert json.loads(body)["code"] == "invalid_request"
+
+
+async def test_a_refused_body_is_answered_before_it_has_arrived(make_house):
+    async with make_house(DEADLINE) as house, house.serving() as (_, port):
+        for length, headers, expected in ((10**9, {}, 413), (50, {"Content_Type": "text/plain"}, 415)):
+            async with connected(port) as (reader, writer):
+                writer.write(predict_head(house, length, **headers) + b" " * 10)
+                assert (await read_answer(reader))[0] == expected
+
+
+async def test_many_half_open_connections_do_not_keep_health_waiting(make_house):
+    async with make_house(DEADLINE) as house, house.serving() as (_, port):
+        idle = []
+        for number in range(200):
+            connection = socket.create_connection(("127.0.0.1", port))
+            connection.sendall(b"POST /pinhole/predict HTTP/1.1\r\n"[: number % 30])
+            idle.append(connection)
+        began = time.monotonic()
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            assert (await client.get("/healthz")).status_code == 200
+        assert time.monotonic() - began < 1
+        for connection in idle:
+            connection.close()
+
+
+async def test_a_reader_that_takes_nothing_is_cut_off_and_a_slow_one_is_not(make_house):
+    async with make_house(DEADLINE) as house, house.serving() as (_, port):
+        async with house.working():
+            answer = await house.predict(width=64, height=64)
+        run_id = answer.json()["run_id"]
+        big = b"x" * 8_000_000
+
+        async def read(path: str) -> bytes:
+            return big
+
+        house.store.images.read = read
+        with socket.socket() as stuck:
+            stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+            stuck.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(stuck, ("127.0.0.1", port))
+            await loop.sock_sendall(stuck, head(f"/runs/{run_id}/images/0", house.key))
+            await asyncio.sleep(1.2)
+            taken = 0
+            with suppress(ConnectionResetError):
+                while chunk := await asyncio.wait_for(loop.sock_recv(stuck, 1_000_000), 3):
+                    taken += len(chunk)
+            assert taken < len(big)
+        async with connected(port) as (reader, writer):
+            writer.write(head(f"/runs/{run_id}/images/0", house.key, Connection="close"))
+            taken = 0
+            began = time.monotonic()
+            while chunk := await reader.read(1_000_000):
+                taken += len(chunk)
+                if time.monotonic() - began < 1:
+                    await asyncio.sleep(0.1)
+            assert taken > len(big)
+
+
+async def test_a_client_that_hangs_up_loses_only_its_connection(make_house):
+    async with make_house(DEADLINE) as house, house.serving() as (server, port):
+        async with connected(port) as (_, writer):
+            body = json.dumps(PAGE_BODY).encode()
+            writer.write(predict_head(house, len(body)) + body)
+            (run,) = await house.queued(1)
+        await quiet(server)
+        assert not server.server_state.tasks, "nobody waits for a client that is gone"
+        async with house.working():
+            record = await house.ended(run.id)
+        assert record["status"] == "succeeded"
+        assert len(record["images"]) == 2
+
+
+async def test_a_client_that_hangs_up_within_its_body_leaves_nothing(make_house, caplog):
+    async with make_house(DEADLINE) as house, house.serving() as (server, port):
+        async with connected(port) as (_, writer):
+            writer.write(predict_head(house, 1000) + b'{"prompt"')
+            await writer.drain()
+            await asyncio.sleep(0.1)
+        await quiet(server)
+        assert (await house.store.runs.list())[0] == []
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_stopping_answers_who_waits_and_ends_streams(make_house):
+    async with make_house(DEADLINE) as house, house.serving() as (server, port):
+        headers = {"Authorization": house.key}
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=10) as client:
+            waiting = asyncio.create_task(client.post("/pinhole/predict", json={"prompt": "x"}))
+            (run,) = await house.queued(1)
+            following = asyncio.create_task(client.get(f"/runs/{run.id}/events"))
+            await asyncio.sleep(0.2)
+            began = time.monotonic()
+            server.should_exit = True
+            answer, stream = await asyncio.gather(waiting, following)
+        assert time.monotonic() - began < 3
+        assert (answer.status_code, answer.json()["code"]) == (503, "stopping")
+        assert answer.json()["run_id"] == run.id and int(answer.headers["retry-after"]) >= 1
+        assert "event: queued" in stream.text
+        assert (await house.store.runs.get(run.id)).status is RunStatus.QUEUED
+
+
+async def test_events_arrive_as_they_happen(make_house):
+    async with make_house(DEADLINE) as house, house.serving() as (_, port):
+        run_id = (await house.predict(webhook_endpoint="http://a.example", width=64, height=64)).json()["run_id"]
+        async with connected(port) as (reader, writer):
+            writer.write(head(f"/runs/{run_id}/events", house.key))
+            await asyncio.wait_for(reader.readuntil(b"event: queued"), 3)
+            async with house.working(held=True) as worker:
+                await asyncio.wait_for(reader.readuntil(b"event: started"), 3)
+                await asyncio.wait_for(reader.readuntil(b"event: progress"), 3)
+                worker.hold.set()
+                await asyncio.wait_for(reader.readuntil(b"event: succeeded"), 3)
+                await asyncio.wait_for(reader.readuntil(b"\r\n0\r\n\r\n"), 3)
+
+
+async def test_a_follower_that_hangs_up_is_forgotten(make_house):
+    async with make_house(DEADLINE) as house, house.serving() as (server, port):
+        run_id = (await house.predict(webhook_endpoint="http://a.example")).json()["run_id"]
+        async with connected(port) as (reader, writer):
+            writer.write(head(f"/runs/{run_id}/events", house.key))
+            await asyncio.wait_for(reader.readuntil(b"event: queued"), 3)
+        await quiet(server)
+        assert not server.server_state.tasks
+        assert not house.store.notifications._listeners
+
+
+async def test_the_server_does_not_say_what_it_is_made_of(make_house):
+    async with make_house(DEADLINE) as house, house.serving() as (_, port), httpx2.AsyncClient() as client:
+        answer = await client.get(f"http://127.0.0.1:{port}/healthz")
+    assert "server" not in answer.headers
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
