@@ -2,6 +2,7 @@
 
 from safelight.client.answers import Result, RunImage, RunRecord
 from safelight.client.blocking import Client, RunHandle
+from safelight.client.calls import Patience
 from safelight.client.errors import InvalidWebhook, ServerUnreachable, UnexpectedAnswer
 from safelight.client.nonblocking import AsyncClient, AsyncRunHandle
 from safelight.client.webhooks import WebhookMessage, verify_webhook
@@ -11,6 +12,7 @@ __all__ = [
     "AsyncRunHandle",
     "Client",
     "InvalidWebhook",
+    "Patience",
     "Result",
     "RunHandle",
     "RunImage",

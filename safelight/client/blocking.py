@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Self, TypeVar, Unpack
 
 import httpx2
@@ -77,19 +78,19 @@ class Client:
         *,
         deployment: str | None = None,
         status: RunStatus | None = None,
-        created_after: str | None = None,
-        created_before: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
         page_size: int = 50,
     ) -> Iterator[RunRecord]:
-        """The runs of the key's project, newest first, fetched page by page. Times are ISO 8601."""
-        query: dict[str, str | int | None] = {"deployment": deployment, "status": status, "limit": page_size}
-        query |= {"created_after": created_after, "created_before": created_before}
+        """The runs of the key's project, newest first, fetched page by page. Times without a zone are UTC."""
+        which = {"deployment": deployment, "status": status, "limit": page_size}
+        times = {"created_after": created_after, "created_before": created_before}
+        cursor: str | None = None
         while True:
-            records, cursor = self._hold(self._calls.page(query))
+            records, cursor = self._hold(self._calls.page(which, times, cursor))
             yield from records
             if cursor is None:
                 return
-            query["cursor"] = cursor
 
     def events(self, run_id: str, *, after: int = 0) -> Iterator[RunEvent]:
         """What happens to a run, as it happens, to its end; a dropped connection is taken up where it broke."""

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeAlias, TypedDict, TypeVar
 from urllib.parse import quote
 
@@ -31,7 +32,7 @@ from safelight.client.answers import (
 )
 from safelight.client.errors import error_from, unreachable
 from safelight.client.feed import EventFeed
-from safelight.errors import ConfigError, TryLater, WaitTimeout
+from safelight.errors import ConfigError, FieldError, InvalidFields, TryLater, WaitTimeout
 
 T = TypeVar("T")
 
@@ -111,6 +112,10 @@ class Calls:
         timeout_seconds: float | None,
     ) -> Talk[Result]:
         """Wait for the pictures, however often connection or server let go in between."""
+        if params.get("webhook_endpoint") is not None:
+            raise InvalidFields(
+                [FieldError("webhook_endpoint", "is for `submit`: this call waits for the pictures itself")]
+            )
         deadline = self._deadline(timeout_seconds)
         headers = {"idempotency-key": idempotency_key or str(uuid.uuid4())}
         body = _body(prompt, params)
@@ -149,8 +154,12 @@ class Calls:
     def image(self, run_id: str, index: int, *, deadline: float = math.inf) -> Talk[bytes]:
         return (yield from self._ask("GET", _run_path(run_id, "images", str(index)), deadline)).content
 
-    def page(self, query: Mapping[str, str | int | None]) -> Talk[tuple[list[RunRecord], str | None]]:
-        """One page of runs, newest first."""
+    def page(
+        self, which: Mapping[str, str | int | None], times: Mapping[str, datetime | None], cursor: str | None
+    ) -> Talk[tuple[list[RunRecord], str | None]]:
+        """One page of runs, newest first, and the cursor of the next."""
+        moments = {name: moment.isoformat() if moment else None for name, moment in times.items()}
+        query = {**which, **moments, "cursor": cursor}
         known = {name: value for name, value in query.items() if value is not None}
         return read_page((yield from self._ask("GET", "/runs", query=known)))
 

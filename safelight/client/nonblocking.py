@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime
 from typing import Self, TypeVar, Unpack
 
 import httpx2
@@ -78,20 +79,20 @@ class AsyncClient:
         *,
         deployment: str | None = None,
         status: RunStatus | None = None,
-        created_after: str | None = None,
-        created_before: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
         page_size: int = 50,
     ) -> AsyncIterator[RunRecord]:
-        """The runs of the key's project, newest first, fetched page by page. Times are ISO 8601."""
-        query: dict[str, str | int | None] = {"deployment": deployment, "status": status, "limit": page_size}
-        query |= {"created_after": created_after, "created_before": created_before}
+        """The runs of the key's project, newest first, fetched page by page. Times without a zone are UTC."""
+        which = {"deployment": deployment, "status": status, "limit": page_size}
+        times = {"created_after": created_after, "created_before": created_before}
+        cursor: str | None = None
         while True:
-            records, cursor = await self._hold(self._calls.page(query))
+            records, cursor = await self._hold(self._calls.page(which, times, cursor))
             for record in records:
                 yield record
             if cursor is None:
                 return
-            query["cursor"] = cursor
 
     async def events(self, run_id: str, *, after: int = 0) -> AsyncIterator[RunEvent]:
         """What happens to a run, as it happens, to its end; a dropped connection is taken up where it broke."""

@@ -161,14 +161,15 @@ class Deliverer:
         try:
             body = await self._body(await self._store.runs.get(delivery.run_id))
             headers = await asyncio.to_thread(self._headers, delivery, body)
+            answer = await self._poster.post(delivery.url, headers, body)
         except NotFound as error:
             # An image that is missing while its run is there may come back with its disk; a deleted run will not.
             is_deleted = error.code == "run_not_found"
             return Answer(error="the run was deleted" if is_deleted else error.message), is_deleted
         except Exception as error:
-            log.exception("the body of a delivery could not be made", extra=_marks(delivery))
-            return Answer(error=f"the body could not be made: {type(error).__name__}"), False
-        answer = await self._poster.post(delivery.url, headers, body)
+            # Recorded like any failed try: left alone it would come back with every lease, for ever.
+            log.exception("a delivery went wrong inside", extra=_marks(delivery))
+            return Answer(error=f"it went wrong inside the server ({type(error).__name__}); its log says more"), False
         # A denied name may be given a public address yet; a denied number stays what it is.
         return answer, answer.status_code == 410 or (answer.is_denied and is_literal(delivery.url))
 

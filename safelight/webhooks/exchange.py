@@ -63,16 +63,18 @@ class Poster:
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Send `body` and read the answer, all within the time limit. What goes wrong is in the answer; nothing is raised."""
+        try:
+            target = parse_target(url)
+        except ValueError as error:
+            return Answer(error=f"the URL {error}", is_denied=True)
         received = _Received()
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                await self._exchange(parse_target(url), headers, body, received)
+                await self._exchange(target, headers, body, received)
         except TimeoutError:
             return self._answer(received, f"no complete answer within {self._timeout_seconds:g} s")
         except DeniedTarget as error:
             return Answer(error=str(error), is_denied=True)
-        except ValueError as error:
-            return Answer(error=f"the URL {error}", is_denied=True)
         except (
             httpcore2.NetworkError,
             httpcore2.ProtocolError,

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -86,6 +87,12 @@ def test_two_calls_have_two_keys_and_a_caller_may_bring_one(stub: Stub, connect:
     keys = [request.headers["idempotency-key"] for request in stub.seen]
     assert len(set(keys)) == 3
     assert keys[2] == "mine"
+
+
+def test_predict_refuses_a_webhook_instead_of_waiting_for_nothing(stub: Stub, connect: MakeClient) -> None:
+    with pytest.raises(errors.InvalidFields, match="submit"):
+        connect(stub.url).predict("pinhole", "a lamp", webhook_endpoint="https://example.com/")
+    assert stub.seen == []
 
 
 def test_retry_after_is_honoured_and_lengthened_by_jitter_only(
@@ -316,7 +323,11 @@ class TestRuns:
     def test_all_pages_are_one_list(self, stub: Stub, connect: MakeClient) -> None:
         first = {"runs": [run_json(), run_json()], "next_cursor": "abc"}
         stub.on("GET /runs", answer(first), answer({"runs": [run_json()], "next_cursor": None}))
-        records = list(connect(stub.url).runs(status=RunStatus.SUCCEEDED, created_after="2026-01-01T00:00:00+01:00"))
+        records = list(
+            connect(stub.url).runs(
+                status=RunStatus.SUCCEEDED, created_after=datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=1)))
+            )
+        )
         assert len(records) == 3
         assert "status=succeeded" in stub.seen[0].path
         assert "%2B01" in stub.seen[0].path

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_network
 from pathlib import Path
@@ -166,7 +167,7 @@ def test_submit_events_get_image_runs_and_delete(server: Server, connect: MakeCl
     with pytest.raises(errors.NotFound) as caught:
         handle.get()
     assert caught.value.code == "run_not_found"
-    assert list(client.runs(created_after="2100-01-01T00:00:00Z")) == []
+    assert list(client.runs(created_after=datetime(2100, 1, 1, tzinfo=UTC))) == []
 
 
 def test_cancelling_ends_a_run_and_whoever_waits_for_it(server: Server) -> None:

@@ -9,7 +9,7 @@ import ssl
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -27,12 +27,17 @@ EndRun = Callable[..., Awaitable[Run]]
 
 
 @pytest.fixture
-async def store() -> AsyncIterator[Store]:
+def data() -> Iterator[Path]:
     # In memory where the machine has such a folder: power loss is not tested here, and syncing takes its time.
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        async with await Store.open(Path(folder)) as opened:
-            yield opened
+        yield Path(folder)
+
+
+@pytest.fixture
+async def store(data: Path) -> AsyncIterator[Store]:
+    async with await Store.open(data) as opened:
+        yield opened
 
 
 @pytest.fixture

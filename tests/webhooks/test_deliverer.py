@@ -289,6 +289,18 @@ async def test_a_missing_image_is_tried_again_not_told_as_something_else(store: 
     assert delivery.num_attempts == 2
 
 
+async def test_a_try_that_goes_wrong_inside_is_recorded_like_any_other(store: Store, end_run: EndRun) -> None:
+    def no_secrets(project: str) -> Sequence[str]:
+        raise RuntimeError("the secrets are gone")
+
+    async with receiving() as receiver, delivering(store, retry_seconds=(0, 0.01), secrets=no_secrets):
+        delivery = await wait_for_end(store, await end_run(receiver.url))
+    assert delivery.status is DeliveryStatus.FAILED
+    assert [attempt.error for attempt in delivery.attempts] == 2 * [
+        "it went wrong inside the server (RuntimeError); its log says more"
+    ]
+
+
 async def test_what_is_cut_off_by_a_stop_is_sent_again_by_the_next(store: Store, end_run: EndRun) -> None:
     cut_then_well = one_after_the_other(behaviours.is_silent, answers(200))
     async with receiving(cut_then_well) as receiver:
