@@ -16,9 +16,9 @@ from safelight.api.auth import KeyRing
 from safelight.api.errors import answer_error, answer_framework_error, answer_validation_error
 from safelight.api.middleware import AccessLog, ErrorBorder, HostGuard, SafeHeaders
 from safelight.api.openapi import complete_document
-from safelight.api.routes.predict import predict_router
-from safelight.api.routes.runs import runs_router
-from safelight.api.routes.server import server_router
+from safelight.api.routes.predict import add_predict_routes
+from safelight.api.routes.runs import add_runs_routes
+from safelight.api.routes.server import add_server_routes
 from safelight.api.service import Service
 from safelight.config import ServerSettings
 from safelight.errors import SafelightError
@@ -63,8 +63,9 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
         redirect_slashes=False,
     )
     app.state.service, app.state.settings, app.state.keyring = service, settings, keyring
-    for router in (server_router(), runs_router(), predict_router()):
-        app.include_router(router)
+    add_server_routes(app)
+    add_runs_routes(app)
+    add_predict_routes(app)
     return app
 
 

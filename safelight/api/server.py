@@ -69,6 +69,12 @@ class DeadlineProtocol(H11Protocol):
         _cancel(self._write_timer)
         super().resume_writing()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.get_write_buffer_size():
+            # The end of an answer can be too short to be called blocked, and still never be taken.
+            self._watch_reader()
+
     def send_400_response(self, msg: str) -> None:
         """Answers what is not HTTP at all, with a problem document as everywhere."""
         self._refuse(InvalidRequest("this is not an HTTP request that can be read"))
@@ -96,6 +102,8 @@ class DeadlineProtocol(H11Protocol):
         self._write_timer = self.loop.call_later(self._deadline_seconds, check)
 
     def _check_reader(self, left_before: int) -> None:
+        if not self.transport.get_write_buffer_size():
+            return
         if left_before - self._num_waiting_bytes() < MIN_BYTES_TAKEN:
             self.transport.abort()
         else:

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from safelight.api import Service, create_app
@@ -17,7 +16,7 @@ from safelight.deployments import Deployment
 from safelight.keys import Scope
 from safelight.store import Store
 
-from .house import FakeWorker, House, check_webhook
+from .house import FakeWorker, House, check_webhook, open_client
 
 MakeHouse = Callable[..., contextlib.AbstractAsyncContextManager[House]]
 
@@ -57,11 +56,7 @@ def make_house(store: Store, furnished: tuple[Path, str]) -> MakeHouse:
         service = Service(store, settings, check_webhook=check_webhook)
         app = create_app(service, settings)
         key = furnished[1]
-        transport = httpx2.ASGITransport(app=app)
-        headers = {"Authorization": key}
-        async with httpx2.AsyncClient(
-            transport=transport, base_url="http://localhost", headers=headers, timeout=20
-        ) as client:
+        async with open_client(app, key) as client:
             yield House(store, service, app, client, key, settings, FakeWorker(store))
 
     return make

@@ -21,6 +21,8 @@ from safelight.keys import Scope
 from safelight.runs import Claim, ImageRecord, Outcome, Progress, Run, RunError, RunStatus
 from safelight.store import Store
 
+from .documented import check_documented
+
 PAGE_BODY = {
     "prompt": "a photo of an astronaut riding a horse on mars.",
     "height": 768,
@@ -106,6 +108,22 @@ def failing(code: str, message: str = "it broke") -> Outcome:
     return Outcome(status=RunStatus.FAILED, run_time_ms=3.0, error=RunError(code, message))
 
 
+def open_client(app: FastAPI, key: str | None) -> httpx2.AsyncClient:
+    """A client of `app` that holds every answer against the OpenAPI document."""
+
+    async def check(answer: httpx2.Response) -> None:
+        await answer.aread()
+        check_documented(app, answer)
+
+    return httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app=app),
+        base_url="http://localhost",
+        headers={"Authorization": key} if key else {},
+        event_hooks={"response": [check]},
+        timeout=20,
+    )
+
+
 @dataclass
 class House:
     """Everything a test may want to touch."""
@@ -123,10 +141,8 @@ class House:
         _, secret = await self.store.keys.create(name, project=project, scopes=frozenset(scopes))
         return secret
 
-    def client_with(self, key: str | None, **extra: object) -> httpx2.AsyncClient:
-        headers = {"Authorization": key} if key else {}
-        transport = httpx2.ASGITransport(app=self.app)
-        return httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=headers, timeout=20)
+    def client_with(self, key: str | None) -> httpx2.AsyncClient:
+        return open_client(self.app, key)
 
     async def predict(self, **body: object) -> httpx2.Response:
         return await self.client.post("/pinhole/predict", json={"prompt": "a red house"} | body)

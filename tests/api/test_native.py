@@ -217,14 +217,14 @@ NEAR = st.sampled_from(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_an_object_or_malformed(body):
     with contextlib.suppress(MalformedBody):
         assert isinstance(native.parse_body(body), dict)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     st.dictionaries(st.sampled_from(FIELDS), JSON | NEAR, max_size=len(FIELDS)),
     st.builds(Limits, max_side=st.sampled_from([64, 512, 1024]), max_steps=st.integers(1, 150)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 
-from fastapi import APIRouter, Request
+from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from safelight.api.answers import Answer, respond
@@ -28,12 +28,12 @@ PREDICT_PATHS = (
 """`project` is what clients of the page's era send; the run belongs to the project of the key."""
 
 
-def predict_router() -> APIRouter:
+def add_predict_routes(app: FastAPI) -> None:
     """The same endpoint at every path of PREDICT_PATHS."""
-    router = APIRouter(tags=["predict"])
     for path in PREDICT_PATHS:
-        router.add_api_route(path, predict, methods=["POST"], **predict_route(takes_project="{project}" in path))
-    return router
+        app.add_api_route(
+            path, predict, methods=["POST"], tags=["predict"], **predict_route(takes_project="{project}" in path)
+        )
 
 
 async def predict(

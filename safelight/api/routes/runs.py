@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import FastAPI, Header, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from safelight.api.callers import Predictor, RunReader, ServiceOf
@@ -33,16 +33,14 @@ _INDEX = re.compile(r"[0-9]{1,4}")
 Moment = Annotated[str | None, Query(description="ISO 8601; UTC unless it says otherwise.")]
 
 
-def runs_router() -> APIRouter:
+def add_runs_routes(app: FastAPI) -> None:
     """Everything below /runs."""
-    router = APIRouter(tags=["runs"])
-    router.add_api_route("/runs", list_runs, methods=["GET"], **LIST_RUNS)
-    router.add_api_route("/runs/{run_id}", get_run, methods=["GET"], **GET_RUN)
-    router.add_api_route("/runs/{run_id}", delete_run, methods=["DELETE"], **DELETE_RUN)
-    router.add_api_route("/runs/{run_id}/cancel", cancel_run, methods=["POST"], **CANCEL_RUN)
-    router.add_api_route("/runs/{run_id}/events", follow_run, methods=["GET"], **FOLLOW_RUN)
-    router.add_api_route("/runs/{run_id}/images/{index}", get_image, methods=["GET"], **GET_IMAGE)
-    return router
+    app.add_api_route("/runs", list_runs, methods=["GET"], tags=["runs"], **LIST_RUNS)
+    app.add_api_route("/runs/{run_id}", get_run, methods=["GET"], tags=["runs"], **GET_RUN)
+    app.add_api_route("/runs/{run_id}", delete_run, methods=["DELETE"], tags=["runs"], **DELETE_RUN)
+    app.add_api_route("/runs/{run_id}/cancel", cancel_run, methods=["POST"], tags=["runs"], **CANCEL_RUN)
+    app.add_api_route("/runs/{run_id}/events", follow_run, methods=["GET"], tags=["runs"], **FOLLOW_RUN)
+    app.add_api_route("/runs/{run_id}/images/{index}", get_image, methods=["GET"], tags=["runs"], **GET_IMAGE)
 
 
 async def list_runs(

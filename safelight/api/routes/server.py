@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import FastAPI
 from starlette.responses import JSONResponse, Response
 
 from safelight import __version__
@@ -11,14 +11,12 @@ from safelight.api.openapi import HEALTH, INDEX, LIST_DEPLOYMENTS, READINESS
 from safelight.api.views import DeploymentList, deployment_view
 
 
-def server_router() -> APIRouter:
+def add_server_routes(app: FastAPI) -> None:
     """The paths beside predict and /runs."""
-    router = APIRouter(tags=["server"])
-    router.add_api_route("/", index, methods=["GET"], **INDEX)
-    router.add_api_route("/healthz", healthz, methods=["GET"], **HEALTH)
-    router.add_api_route("/readyz", readyz, methods=["GET"], **READINESS)
-    router.add_api_route("/deployments", list_deployments, methods=["GET"], **LIST_DEPLOYMENTS)
-    return router
+    app.add_api_route("/", index, methods=["GET"], tags=["server"], **INDEX)
+    app.add_api_route("/healthz", healthz, methods=["GET"], tags=["server"], **HEALTH)
+    app.add_api_route("/readyz", readyz, methods=["GET"], tags=["server"], **READINESS)
+    app.add_api_route("/deployments", list_deployments, methods=["GET"], tags=["server"], **LIST_DEPLOYMENTS)
 
 
 async def index() -> Response:
