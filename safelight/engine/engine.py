@@ -18,6 +18,7 @@ from safelight.engine.events import (
     EncodedPrompt,
     EngineEvent,
     ImageReady,
+    Pixels,
     StepDone,
 )
 from safelight.engine.models.base import ImageModel
@@ -132,38 +133,41 @@ class Engine:
             self._draw(batch)
         if self._finished:
             self._decode(self._finished.popleft())
+        return self.take_events()
+
+    def take_events(self) -> list[tuple[str, EngineEvent]]:
+        """What happened since the last time, without a step."""
         events, self._events = self._events, []
         return events
 
     def _encode_newcomers(self, batch: Batch) -> Batch | None:
         """The batch without the runs whose prompts cannot be encoded; None when nobody is left."""
-        for run in {task.run: None for task in batch.tasks if not task.run.is_encoded}:
+        for run in {task.run: None for task in batch.tasks if task.run.prompt is None}:
             started = self._now()
-            try:
-                self._encode(run)
-            except Exception as error:
-                log.exception("run %s: encoding failed", run.run_id)
-                self._fail(run, faults.encode_failed(error))
-            finally:
-                run.run_time += self._now() - started
-        alive = tuple(task for task in batch.tasks if task.run.is_encoded)
+            outcome = self._encode(run)
+            run.run_time += self._now() - started
+            if isinstance(outcome, RunError):
+                self._fail(run, outcome)
+            else:
+                self._events.append((run.run_id, outcome))
+        alive = tuple(task for task in batch.tasks if task.run.run_id in self._runs)
         for task in alive:
             if task.latent is None:
                 noise = initial_noise(task.seed, task.key.latent_shape) * task.table.initial_scale
                 task.latent = noise.to(task.run.model.device)
         return Batch(batch.key, alive) if alive else None
 
-    def _encode(self, run: LiveRun) -> None:
+    def _encode(self, run: LiveRun) -> EncodedPrompt | RunError:
         params, model, key = run.assignment.params, run.model, run.assignment.model_key
-        run.prompt = self._prompts.encode(key, model, params.prompt)
-        cut = [("prompt", run.prompt.cut)]
-        if params.is_guided:
-            run.negative = self._prompts.encode(key, model, params.negative_prompt)
-            cut.append(("negative_prompt", run.negative.cut))
-        run.is_encoded = True
+        try:
+            run.negative = self._prompts.encode(key, model, params.negative_prompt) if params.is_guided else None
+            run.prompt = self._prompts.encode(key, model, params.prompt)
+        except Exception as error:
+            log.exception("encoding failed", extra={"run_id": run.run_id})
+            return faults.encode_failed(error)
+        cut = {"prompt": run.prompt.cut, "negative_prompt": run.negative.cut if run.negative else ""}
         limit = f"is longer than the {model.num_prompt_tokens} tokens this model reads; not read was:"
-        warnings = tuple(f"{field} {limit} {text}" for field, text in cut if text)
-        self._events.append((run.run_id, EncodedPrompt(warnings)))
+        return EncodedPrompt(tuple(f"{field} {limit} {text}" for field, text in cut.items() if text))
 
     def _draw(self, batch: Batch) -> None:
         started = self._now()
@@ -195,15 +199,16 @@ class Engine:
                 self._scheduler.remove(task)
                 self._finished.append(task)
         left = self._costs.seconds_left(self._scheduler, self._scheduler.max_rows)
+        decodes = sum(self._costs.decode_seconds(task.key) for task in self._finished)
         for run in {task.run: None for task in batch.tasks}:
-            event = StepDone(run.steps_done, run.steps_total, left.get(run))
+            event = StepDone(run.steps_done, run.steps_total, left.get(run, 0.0) + decodes)
             self._events.append((run.run_id, event))
 
     def _contain(self, batch: Batch, error: Exception) -> None:
         """Out of memory: smaller batches from now on. Else each image of the batch alone, and who fails alone fails."""
         self._rows = None
         if len(batch.tasks) == 1:
-            log.error("run %s failed in the denoiser", batch.tasks[0].run.run_id, exc_info=error)
+            log.error("the denoiser failed", extra={"run_id": batch.tasks[0].run.run_id}, exc_info=error)
             self._fail(batch.tasks[0].run, faults.engine_failed(error))
         elif faults.is_out_of_memory(error):
             self._scheduler.halve_rows(batch)
@@ -214,24 +219,29 @@ class Engine:
                 task.is_suspect = True
 
     def _decode(self, task: ImageTask) -> None:
-        run, params = task.run, task.run.assignment.params
-        assert task.latent is not None
+        run = task.run
         started = self._now()
+        picture = self._picture_of(task)
+        seconds = self._now() - started
+        run.run_time += seconds
+        if isinstance(picture, RunError):
+            self._fail(run, picture)
+            return
+        self._costs.record_decode(task.key, seconds)
+        run.num_images_left -= 1
+        self._events.append((run.run_id, ImageReady(task.index, task.seed, picture)))
+        self._end_if_done(run)
+
+    def _picture_of(self, task: ImageTask) -> Pixels | RunError:
+        params = task.run.assignment.params
+        assert task.latent is not None
         try:
             if not bool(torch.isfinite(task.latent).all()):
-                self._fail(run, faults.NON_FINITE_LATENT)
-                return
-            pixels = run.model.decode(task.latent * task.table.final_scale, params.height, params.width)
+                return faults.NON_FINITE_LATENT
+            return task.run.model.decode(task.latent * task.table.final_scale, params.height, params.width)
         except Exception as error:
-            log.exception("run %s: decoding failed", run.run_id)
-            self._fail(run, faults.decode_failed(error))
-            return
-        finally:
-            run.run_time += self._now() - started
-        self._costs.record_decode(task.key, self._now() - started)
-        run.num_images_left -= 1
-        self._events.append((run.run_id, ImageReady(task.index, task.seed, pixels)))
-        self._end_if_done(run)
+            log.exception("decoding failed", extra={"run_id": task.run.run_id})
+            return faults.decode_failed(error)
 
     def _end_if_done(self, run: LiveRun) -> None:
         if run.num_images_left == 0:
@@ -247,4 +257,3 @@ class Engine:
         for task in run.tasks:
             self._scheduler.remove(task)
         self._finished = deque(task for task in self._finished if task.run is not run)
-        run.is_encoded = False

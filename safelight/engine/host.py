@@ -215,7 +215,7 @@ class EngineHost:
         except Exception as error:
             log.exception("the engine's step failed; every run under way is given up")
             self._engine.fail_all(faults.engine_failed(error))
-            return []
+            return self._engine.take_events()
 
     def _publish(self, events: list[tuple[str, EngineEvent]]) -> None:
         # The loop may be gone when a process ends in the middle of a step; nobody reads any more then.

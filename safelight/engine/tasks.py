@@ -52,7 +52,6 @@ class LiveRun:
     steps_done: int
     steps_total: int
     run_time: float = 0.0
-    is_encoded: bool = False
     prompt: Conditioning | None = None
     negative: Conditioning | None = None
     tasks: list[ImageTask] = field(default_factory=list)

@@ -12,9 +12,13 @@ from safelight.runs import RunParams
 Told = dict[str, list[EngineEvent]]
 
 
-def assign(run_id: str, params: RunParams, *, model_key: str = "fake@1", indices: tuple[int, ...] | None = None) -> Assignment:
+def assign(
+    run_id: str, params: RunParams, *, model_key: str = "fake@1", indices: tuple[int, ...] | None = None
+) -> Assignment:
     """All images of the run unless told which."""
-    return Assignment(run_id, model_key, params, tuple(range(params.num_images_per_prompt)) if indices is None else indices)
+    return Assignment(
+        run_id, model_key, params, tuple(range(params.num_images_per_prompt)) if indices is None else indices
+    )
 
 
 def run_out(engine: Engine, *, between: Callable[[int], None] = lambda step: None, max_steps: int = 1000) -> Told:

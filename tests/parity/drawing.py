@@ -50,9 +50,7 @@ def draw_with_engine(model: ImageModel, asked: Sequence[RunParams], **settings: 
     return [[pictures[index] for index in sorted(pictures)] for pictures in drawn.values()]
 
 
-def draw_with_diffusers(
-    pipeline: StableDiffusionPipeline, params: RunParams, patch: MonkeyPatch
-) -> list[Pixels]:
+def draw_with_diffusers(pipeline: StableDiffusionPipeline, params: RunParams, patch: MonkeyPatch) -> list[Pixels]:
     """As its documentation says: a generator for each image, the sampler by `from_config`."""
     pipeline.scheduler = SCHEDULERS[params.sampler].from_config(pipeline.scheduler.config)
     noises = _step_noises(params)

@@ -9,7 +9,15 @@ import pytest
 import torch
 from diffusers.schedulers import scheduling_euler_ancestral_discrete
 
-from safelight.engine.samplers import SIGMA, TIMESTEP, Spacing, initial_noise, sample, scaled_linear_schedule, step_table
+from safelight.engine.samplers import (
+    SIGMA,
+    TIMESTEP,
+    Spacing,
+    initial_noise,
+    sample,
+    scaled_linear_schedule,
+    step_table,
+)
 from safelight.runs import SamplerName
 
 from .drawing import SCHEDULERS
