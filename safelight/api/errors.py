@@ -30,7 +30,7 @@ STATUSES: Mapping[str, tuple[int, str]] = {
     "method_not_allowed": (405, "The method is not for this path"),
     "receive_timeout": (408, "The request took too long to arrive"),
     "conflict": (409, "The state does not allow this"),
-    "cancelled": (409, "The run was cancelled"),
+    "run_cancelled": (409, "The run was cancelled"),
     "body_too_large": (413, "The body is too large"),
     "unsupported_media_type": (415, "The body is not declared as JSON"),
     "wrong_host": (421, "The Host is not one of this server's names"),

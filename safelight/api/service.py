@@ -283,7 +283,7 @@ def error_of(run: Run) -> SafelightError:
     """How a run ended that did not succeed, as the error a waiting caller gets."""
     code, message = end_code(run), end_message(run)
     if run.status is RunStatus.CANCELLED:
-        return Conflict(message, code=code, run_id=run.id)
+        return Conflict(message, code="run_cancelled", run_id=run.id)
     if code == ModelUnavailable.code:
         return ModelUnavailable(message, retry_after_seconds=_RETRY_SECONDS, run_id=run.id)
     return RunFailed(message, code=code, run_id=run.id)

@@ -165,7 +165,7 @@ async def test_a_run_cancelled_under_a_waiting_caller_is_409(house):
     waiting = asyncio.create_task(house.predict())
     runs = await house.queued(1)
     await house.client.post(f"/runs/{runs[0].id}/cancel")
-    problem = check_problem(await waiting, 409, "cancelled")
+    problem = check_problem(await waiting, 409, "run_cancelled")
     assert problem["run_id"] == runs[0].id
 
 
