@@ -45,13 +45,12 @@ LEASE_END = now() + sa.bindparam("lease_seconds", type_=sa.Double)
 ONE_MORE_EVENT = {runs.c.num_events: runs.c.num_events + 1}
 WRITTEN = (*runs.c, now().label("written_at"))
 
+OLDEST = (
+    sa.select(runs.c.number).where(IS_QUEUED).order_by(runs.c.created_at, runs.c.number).limit(sa.bindparam("num_runs"))
+)
 CLAIM = (
     sa.update(runs)
-    .where(
-        runs.c.number.in_(
-            sa.select(runs.c.number).where(IS_QUEUED).order_by(runs.c.number).limit(sa.bindparam("num_runs"))
-        )
-    )
+    .where(runs.c.number.in_(OLDEST))
     .values(
         {
             runs.c.status: RunStatus.RUNNING,
@@ -95,7 +94,7 @@ IMAGES_OF = (
 
 def claim(connection: Connection, worker_id: str, *, limit: int, lease_seconds: float) -> list[Claim]:
     wanted = {"num_runs": limit, "lease_seconds": lease_seconds, "worker_id": worker_id}
-    claimed = sorted(connection.execute(CLAIM, wanted), key=lambda row: int(row.number))
+    claimed = sorted(connection.execute(CLAIM, wanted), key=lambda row: (row.created_at, row.number))
     for row in claimed:
         events.append(connection, row, RunEventKind.STARTED, at=row.written_at)
     drawn = images_of(connection, [row.id for row in claimed if row.fence > 1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +49,16 @@ class DeploymentTable:
     async def list(self) -> list[Deployment]:
         """All that is deployed, by name. One transaction."""
         return await self._database.read(_list)
+
+    async def versions(self, name: str) -> Sequence[Deployment]:
+        """Every version there ever was under a name, newest first; none for a name never used. One transaction."""
+        return await self._database.read(_versions, name)
+
+    async def activate(self, name: str, version: int) -> Deployment:
+        """Serve an earlier version again, as it was. Raises NotFound. One transaction."""
+        activated = await self._database.write(_activate, name, version)
+        self._notifications.publish("deployments")
+        return activated
 
     async def undeploy(self, name: str) -> None:
         """Serve nothing under a name any more; what is queued is still drawn. Raises NotFound. One transaction."""
@@ -110,6 +120,22 @@ def _list(connection: Connection) -> list[Deployment]:
     placed = _placements(connection)
     deployed = connection.execute(sa.select(deployments).where(IS_DEPLOYED).order_by(deployments.c.name))
     return [_with_status(row, placed) for row in deployed]
+
+
+def _versions(connection: Connection, name: str) -> list[Deployment]:
+    placed = _placements(connection)
+    query = sa.select(deployments).where(deployments.c.name == name).order_by(deployments.c.version.desc())
+    return [_with_status(row, placed) for row in connection.execute(query)]
+
+
+def _activate(connection: Connection, name: str, version: int) -> Deployment:
+    same_name = deployments.c.name == name
+    connection.execute(sa.update(deployments).where(same_name, IS_DEPLOYED).values(undeployed_at=now()))
+    wanted = sa.update(deployments).where(same_name, deployments.c.version == version).values(undeployed_at=None)
+    row = connection.execute(wanted.returning(*deployments.c)).first()
+    if row is None:
+        raise _not_found(name)
+    return _with_status(row, _placements(connection))
 
 
 def _undeploy(connection: Connection, name: str) -> None:

@@ -88,6 +88,23 @@ class Keys:
         """All keys, revoked ones too, oldest first. One transaction."""
         return await self._database.read(_list)
 
+    async def get(self, key_id: str) -> Key:
+        """One key, revoked or not. Raises NotFound. One transaction."""
+        return await self._database.read(_get, key_id)
+
+    async def rotate(self, key_id: str, *, overlap_seconds: float = 0.0) -> tuple[Key, str]:
+        """A new key with the name, project and scopes of this one, which ends after the overlap. Raises NotFound, Conflict.
+
+        One transaction.
+        """
+        secret = _new_secret()
+        columns: dict[str, object] = {
+            "id": str(uuid.uuid4()),
+            "prefix": secret[:NUM_PUBLIC],
+            "digest": self._digest(secret),
+        }
+        return await self._database.write(_rotate, key_id, columns, overlap_seconds=overlap_seconds), secret
+
     async def revoke(self, key_id_or_name: str) -> Key:
         """End a key, named by its id or by the name it has; a revoked one stays so. Raises NotFound. One transaction."""
         return await self._database.write(_revoke, key_id_or_name)
@@ -145,12 +162,37 @@ def _list(connection: Connection) -> list[Key]:
     return [key_from(row) for row in connection.execute(sa.select(keys).order_by(keys.c.created_at, keys.c.id))]
 
 
+def _get(connection: Connection, key_id: str) -> Key:
+    row = connection.execute(sa.select(keys).where(keys.c.id == key_id)).first()
+    if row is None:
+        raise _not_found()
+    return key_from(row)
+
+
+def _rotate(connection: Connection, key_id: str, columns: dict[str, object], *, overlap_seconds: float) -> Key:
+    old = connection.execute(sa.select(keys).where(keys.c.id == key_id)).first()
+    if old is None:
+        raise _not_found()
+    if old.revoked_at is not None:
+        raise Conflict("this key was revoked; make a new one instead")
+    ends_at = now() + overlap_seconds
+    is_longer = sa.or_(keys.c.expires_at.is_(None), keys.c.expires_at > ends_at)
+    # The new key takes the name, so the old one is told apart by its public beginning.
+    values: dict[str, object] = {"name": f"{old.name} ({old.prefix})"[-MAX_NAME_CHARS:]}
+    values["expires_at"] = sa.case((is_longer, ends_at), else_=keys.c.expires_at)
+    if overlap_seconds <= 0:
+        values["revoked_at"] = now()
+    connection.execute(sa.update(keys).where(keys.c.id == key_id).values(**values))
+    kept = {"name": old.name, "project": old.project, "scopes": old.scopes, "expires_at": old.expires_at}
+    return _create(connection, columns | kept)
+
+
 def _revoke(connection: Connection, key_id_or_name: str) -> Key:
     is_named = sa.or_(keys.c.id == key_id_or_name, sa.and_(keys.c.name == key_id_or_name, IS_NOT_REVOKED))
     revoked_at = sa.func.coalesce(keys.c.revoked_at, now())
     row = connection.execute(sa.update(keys).where(is_named).values(revoked_at=revoked_at).returning(*keys.c)).first()
     if row is None:
-        raise NotFound("there is no such key; list them with `safelight keys list`", code="key_not_found")
+        raise _not_found()
     return key_from(row)
 
 
@@ -161,3 +203,7 @@ def _touch(connection: Connection, key_id: str) -> None:
 
 def _count(connection: Connection) -> int:
     return connection.execute(sa.select(sa.func.count()).select_from(keys)).scalar_one()
+
+
+def _not_found() -> NotFound:
+    return NotFound("there is no such key; list them with `safelight keys list`", code="key_not_found")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +32,12 @@ from safelight.store.schema import HAS_ENDED, IS_QUEUED, IS_RUNNING, deliveries,
 
 NUM_RECENT_RUNS = 20
 PRUNE_BATCH = 200
+MAX_NUMBER = 2**63
 ROOM_SHARE = 0.1
 """A caller that was refused comes back when this share of the queue should be gone."""
+
+PLACE = (runs.c.created_at, runs.c.number)
+"""Where a run stands among all: what the queue and the lists are ordered by."""
 
 COUNT_QUEUED = sa.select(sa.func.count()).select_from(runs).where(IS_QUEUED)
 COUNT_RUNNING = sa.select(sa.func.count()).select_from(runs).where(IS_RUNNING)
@@ -171,7 +175,7 @@ class Runs:
         if created_before is not None:
             query = query.where(runs.c.created_at < created_before)
         if cursor is not None:
-            query = query.where(sa.tuple_(runs.c.created_at, runs.c.number) < sa.tuple_(*_read_cursor(cursor)))
+            query = query.where(sa.tuple_(runs.c.created_at, runs.c.number) < sa.tuple_(*read_cursor(cursor)))
         return await self._database.read(_list, query, limit)
 
     def _hint_end(self, run: Run) -> None:
@@ -244,28 +248,33 @@ def _list(connection: Connection, query: sa.Select[Any], limit: int) -> tuple[li
     page = found[:limit]
     drawn = claims.images_of(connection, [row.id for row in page])
     is_more = len(found) > limit > 0
-    return [run_from(row, drawn.get(row.id, ())) for row in page], _cursor(page[-1]) if is_more else None
+    return [run_from(row, drawn.get(row.id, ())) for row in page], cursor_at(page[-1]) if is_more else None
 
 
-def _cursor(row: sa.Row[Any]) -> str:
+def cursor_at(row: sa.Row[Any]) -> str:
+    """The cursor of the page that begins after the run of `row`."""
     return base64.urlsafe_b64encode(f"{row.created_at!r} {row.number}".encode()).decode()
 
 
-def _read_cursor(cursor: str) -> tuple[float, int]:
+def read_cursor(cursor: str) -> tuple[float, int]:
+    """Time and number in a cursor. Raises InvalidFields."""
     try:
-        created_at, number = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii").split(" ")
-        return float(created_at), int(number)
-    except (binascii.Error, ValueError) as error:
+        text = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii")
+        created_at, number = text.split(" ")
+        place = float(created_at), int(number)
+    except ValueError:
+        place = math.nan, 0
+    if not (math.isfinite(place[0]) and 0 < place[1] < MAX_NUMBER):
         message = "this is not a cursor from an earlier page; ask for the first page without one"
-        raise InvalidFields([FieldError("cursor", message)]) from error
+        raise InvalidFields([FieldError("cursor", message)])
+    return place
 
 
 def _queue_position(connection: Connection, run_id: str) -> int | None:
-    this = sa.select(runs.c.number).where(runs.c.id == run_id, IS_QUEUED)
-    number = connection.execute(this).scalar()
-    if number is None:
+    this = connection.execute(sa.select(*PLACE).where(runs.c.id == run_id, IS_QUEUED)).first()
+    if this is None:
         return None
-    return connection.execute(COUNT_QUEUED.where(runs.c.number < number)).scalar_one()
+    return connection.execute(COUNT_QUEUED.where(sa.tuple_(*PLACE) < sa.tuple_(*this))).scalar_one()
 
 
 def _backlog(connection: Connection) -> Backlog:
@@ -316,6 +325,8 @@ def _prune(connection: Connection, older_than_seconds: float) -> tuple[int, list
 
 def _forget(connection: Connection, run_ids: Sequence[str]) -> list[str]:
     """Delete runs with all rows that belong to them. The paths of their pictures."""
+    if not run_ids:
+        return []
     paths = list(connection.execute(sa.select(images.c.path).where(images.c.run_id.in_(run_ids))).scalars())
     connection.execute(sa.delete(runs).where(runs.c.id.in_(run_ids)))
     return paths

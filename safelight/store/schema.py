@@ -74,8 +74,6 @@ IS_RUNNING = sa.text("status = 'running'")
 HAS_ENDED = sa.text("ended_at IS NOT NULL")
 HAS_IDEMPOTENCY_KEY = sa.text("idempotency_key IS NOT NULL")
 
-sa.Index("runs_queued", runs.c.number, sqlite_where=IS_QUEUED, postgresql_where=IS_QUEUED)
-sa.Index("runs_leased", runs.c.lease_ends_at, sqlite_where=IS_RUNNING, postgresql_where=IS_RUNNING)
 sa.Index("runs_ended", runs.c.ended_at, sqlite_where=HAS_ENDED, postgresql_where=HAS_ENDED)
 sa.Index(
     "runs_idempotency",

@@ -21,11 +21,14 @@ from safelight.store.database import Database, open_engine
 from safelight.store.deliveries import Deliveries
 from safelight.store.deployments import DeploymentTable
 from safelight.store.events import Events
+from safelight.store.figures import Figures
 from safelight.store.images import ImageFolder
 from safelight.store.keys import Keys
 from safelight.store.migrations import migrate
 from safelight.store.notifications import Notifications
 from safelight.store.runs import Runs
+from safelight.store.search import Search
+from safelight.store.sign_in import SignInLinks
 
 
 class Store:
@@ -41,6 +44,9 @@ class Store:
         self.deliveries = Deliveries(database, self.notifications)
         self.keys = Keys(database, secret)
         self.deployments = DeploymentTable(database, self.notifications)
+        self.figures = Figures(database)
+        self.search = Search(database)
+        self.sign_in_links = SignInLinks(data / "sign-in")
 
     @classmethod
     async def open(cls, data: Path, *, database_url: str | None = None) -> Self:
@@ -60,6 +66,10 @@ class Store:
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
+
+    def derive_secret(self, purpose: str) -> bytes:
+        """A secret of this server for one purpose, the same after every start."""
+        return hmac.new(self._secret, b"purpose:" + purpose.encode(), hashlib.sha256).digest()
 
     def webhook_secret(self, project: str) -> str:
         """What deliveries of a project are signed with, in the form receivers' libraries take."""

@@ -41,15 +41,15 @@ def alembic_config() -> Config:
 
 def _found_revision(engine: Engine) -> str | None:
     """The newest migration in the database; None when it is empty. Raises ConfigError when it is no database."""
-    with engine.connect() as connection:
-        try:
+    try:
+        with engine.connect() as connection:
             if not sa.inspect(connection).has_table("alembic_version"):
                 return None
             return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
-        except DatabaseError as error:
-            if "not a database" in str(error.orig):
-                raise ConfigError(f"{engine.url.database} is not an SQLite database; move it away") from error
-            raise
+    except DatabaseError as error:
+        if "not a database" in str(error.orig):
+            raise ConfigError(f"{engine.url.database} is not an SQLite database; move it away") from error
+        raise
 
 
 def _upgrade(engine: Engine) -> None:

@@ -65,9 +65,7 @@ def _index_runs() -> None:
     op.create_index(
         "runs_idempotency", "runs", ["project", "idempotency_key"], unique=True, **_only("idempotency_key IS NOT NULL")
     )
-    op.create_index("runs_leased", "runs", ["lease_ends_at"], unique=False, **_only("status = 'running'"))
     op.create_index("runs_newest", "runs", ["created_at", "number"], unique=False)
-    op.create_index("runs_queued", "runs", ["number"], unique=False, **_only("status = 'queued'"))
 
 
 def _create_events() -> None:
@@ -115,9 +113,9 @@ def _create_deliveries() -> None:
         sa.Column("next_attempt_at", sa.Double()),
         sa.Column("num_attempts", sa.Integer(), nullable=False),
         sa.Column("num_attempts_before_resend", sa.Integer(), nullable=False),
-        sa.ForeignKeyConstraint(["run_id"], ["runs.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("event_id", "url", name="deliveries_event"),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.id"], ondelete="CASCADE"),
     )
     op.create_index("deliveries_by_project", "deliveries", ["project", "created_at"], unique=False)
     op.create_index("deliveries_by_run", "deliveries", ["run_id"], unique=False)

@@ -1,0 +1,131 @@
+"""Pictures on the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import signal
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from safelight.errors import NotFound, StorageFull
+from safelight.runs import OutputFormat
+from safelight.store import ImageFolder, Store
+
+from .making import SUCCEEDED, claim_one, draw, submit
+
+RUN_ID = str(uuid.uuid4())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ImageFolder:
+    return ImageFolder(tmp_path / "images")
+
+
+async def test_a_written_picture_is_read_back(folder: ImageFolder) -> None:
+    stored = await folder.write(RUN_ID, 3, 2, OutputFormat.WEBP, b"light")
+    path, num_bytes, sha256 = stored
+    assert path == f"{RUN_ID[:2]}/{RUN_ID}/3-2.webp"
+    assert (num_bytes, sha256) == (5, hashlib.sha256(b"light").hexdigest())
+    assert await folder.read(path) == b"light"
+    await folder.remove([path, path])
+    with pytest.raises(NotFound) as raised:
+        await folder.read(path)
+    assert raised.value.code == "image_not_found"
+
+
+async def test_everything_is_synced_before_a_picture_has_its_name(
+    folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    sync, rename = os.fsync, Path.replace
+
+    def noting_sync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        steps.append(path.relative_to(tmp_path).as_posix() if path.is_dir() else path.suffix)
+        sync(descriptor)
+
+    def noting_rename(path: Path, target: Path) -> Path:
+        steps.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noting_sync)
+    monkeypatch.setattr(Path, "replace", noting_rename)
+    await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")
+    shelf = f"images/{RUN_ID[:2]}"
+    assert steps == [shelf, "images", ".", ".tmp", "rename", f"{shelf}/{RUN_ID}"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../secret.key",
+        "aa/../../secret.key",
+        "/etc/passwd",
+        "",
+        "aa/b/0-1.png",
+        "aa/bb/..",
+        "aa/bb/0-1.png\n",
+        "aa/bb/0-1.png\0",
+    ],
+)
+async def test_no_path_leads_out_of_the_folder(folder: ImageFolder, path: str) -> None:
+    with pytest.raises(NotFound):
+        await folder.read(path)
+
+
+def test_a_crash_before_the_rename_leaves_nothing_named(folder: ImageFolder, tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        Path.replace = lambda self, target: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment,return-value]
+        folder._write(f"{RUN_ID[:2]}/{RUN_ID}/0-1.png", b"light")
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    [left] = (path for path in (tmp_path / "images").rglob("*") if path.is_file())
+    assert left.suffix == ".tmp"
+    with pytest.raises(NotFound):
+        asyncio.run(folder.read(f"{RUN_ID[:2]}/{RUN_ID}/0-1.png"))
+    assert asyncio.run(folder.sweep(frozenset(), 3600.0)) == 0
+    assert asyncio.run(folder.sweep(frozenset(), -1.0)) == 1
+    assert not left.parent.exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+async def test_a_full_disk_is_said_and_leaves_nothing(
+    folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def full(descriptor: int) -> None:
+        if not Path(f"/proc/self/fd/{descriptor}").readlink().is_dir():
+            raise OSError(number, "no space")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageFull):
+        await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")
+    assert [path for path in (tmp_path / "images").rglob("*") if path.is_file()] == []
+
+
+async def test_the_sweep_takes_old_files_that_no_row_names(store: Store, data: Path) -> None:
+    await submit(store)
+    claim = await claim_one(store)
+    named = await draw(store, claim)
+    unnamed = await store.images.write(claim.run.id, 0, 99, OutputFormat.PNG, b"late")
+    alone = await store.images.write(str(uuid.uuid4()), 0, 1, OutputFormat.PNG, b"lost")
+    assert await store.sweep_images() == 0
+    old = time.time() - 7200
+    for path in (named.path, unnamed.path, alone.path):
+        os.utime(data / "images" / path, (old, old))
+    assert await store.sweep_images() == 2
+    assert await store.images.read(named.path) == b"picture"
+    await store.runs.finish(claim, SUCCEEDED)
+
+
+async def test_pictures_written_at_once_do_not_disturb_each_other(folder: ImageFolder) -> None:
+    stored = await asyncio.gather(
+        *(folder.write(RUN_ID, index, 1, OutputFormat.PNG, bytes([index]) * 1000) for index in range(8))
+    )
+    assert [await folder.read(one.path) for one in stored] == [bytes([index]) * 1000 for index in range(8)]

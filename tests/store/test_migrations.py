@@ -1,0 +1,66 @@
+"""Migrations: they end at the schema, run once however many open the store, and never go backwards."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.script import ScriptDirectory
+
+from safelight.errors import ConfigError
+from safelight.store import Store
+from safelight.store.database import open_engine
+from safelight.store.migrations import alembic_config, migrate
+from safelight.store.schema import REVISION, metadata
+
+
+def everything_in(path: Path) -> set[str]:
+    with sqlite3.connect(path) as connection:
+        found = connection.execute(
+            "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND tbl_name <> 'alembic_version'"
+        )
+        return {"".join(sql.replace('"', "").split()) for (sql,) in found}
+
+
+def test_migrations_end_at_the_schema(migrated: Path, tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'made.db'}")
+    metadata.create_all(engine)
+    assert everything_in(migrated / "safelight.db") == everything_in(tmp_path / "made.db")
+
+
+def test_alembic_finds_nothing_to_migrate(data: Path) -> None:
+    config = alembic_config()
+    with open_engine(data, None).connect() as connection:
+        config.attributes["connection"] = connection
+        command.check(config)
+
+
+def test_the_newest_migration_is_the_one_the_schema_names() -> None:
+    assert ScriptDirectory.from_config(alembic_config()).get_heads() == [REVISION]
+
+
+def test_a_database_up_to_date_is_left_alone(data: Path) -> None:
+    before = (data / "safelight.db").read_bytes()
+    migrate(open_engine(data, None))
+    assert (data / "safelight.db").read_bytes() == before
+
+
+async def test_a_database_of_a_newer_version_is_refused(data: Path) -> None:
+    with sqlite3.connect(data / "safelight.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(ConfigError, match="newer Safelight"):
+        await Store.open(data)
+
+
+def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_engine(tmp_path, None)
+    monkeypatch.setattr("alembic.op.create_index", None)
+    with pytest.raises(TypeError):
+        migrate(engine)
+    assert sa.inspect(engine).get_table_names() == []
+    monkeypatch.undo()
+    migrate(engine)
+    assert "runs" in sa.inspect(engine).get_table_names()

@@ -1,0 +1,125 @@
+"""Hints within a process and between processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from safelight.store import Listener, Notifications, Store
+from safelight.store.notifications import MAX_ADDRESS_BYTES
+
+from .making import claim_one, submit
+
+
+@contextlib.contextmanager
+def started(data: Path) -> Iterator[Notifications]:
+    notifications = Notifications(data)
+    notifications.start()
+    try:
+        yield notifications
+    finally:
+        notifications.close()
+
+
+async def hinted(listener: Listener) -> bool:
+    return await listener.wait(2.0)
+
+
+async def test_a_hint_wakes_listeners_here_and_elsewhere(tmp_path: Path) -> None:
+    with (
+        started(tmp_path) as here,
+        started(tmp_path) as there,
+        here.listen("queue") as near,
+        there.listen("cancel", "queue") as far,
+        there.listen("cancel") as deaf,
+    ):
+        here.publish("queue")
+        assert await hinted(near) and await hinted(far)
+        assert not await deaf.wait(0.01)
+
+
+async def test_a_hint_between_two_waits_is_not_lost_and_counts_once(tmp_path: Path) -> None:
+    with started(tmp_path) as here, here.listen("queue") as listener:
+        here.publish("queue")
+        here.publish("queue")
+        assert await listener.wait(0)
+        assert not await listener.wait(0.01)
+
+
+async def test_a_waiting_listener_is_woken_at_once(tmp_path: Path) -> None:
+    with started(tmp_path) as here, started(tmp_path) as there, there.listen("queue") as listener:
+        waiting = asyncio.create_task(listener.wait(30.0))
+        await asyncio.sleep(0.01)
+        here.publish("queue")
+        assert await asyncio.wait_for(waiting, 2.0)
+
+
+async def test_many_hints_of_one_moment_all_arrive(tmp_path: Path) -> None:
+    with started(tmp_path) as here, started(tmp_path) as there, contextlib.ExitStack() as listening:
+        listeners = [listening.enter_context(there.listen(f"run:{number}")) for number in range(300)]
+        for number in range(300):
+            here.publish(f"run:{number}")
+        assert all([await hinted(listener) for listener in listeners])
+
+
+async def test_a_hint_of_a_process_that_then_ends_arrives(tmp_path: Path) -> None:
+    with started(tmp_path) as there, there.listen("queue") as listener:
+        with started(tmp_path) as here:
+            here.publish("queue")
+        assert await hinted(listener)
+
+
+async def test_sockets_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    with started(tmp_path) as here:
+        dead = tmp_path / "hints" / "1-dead"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+            ear.bind(str(dead))
+        (tmp_path / "hints" / "no-socket").touch()
+        here.publish("queue")
+        await asyncio.sleep(0.01)
+        assert not dead.exists()
+    assert not [path for path in (tmp_path / "hints").iterdir() if path.is_socket()]
+
+
+async def test_an_ear_that_is_full_blocks_nobody(tmp_path: Path) -> None:
+    with started(tmp_path) as here, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
+        deaf.bind(str(tmp_path / "hints" / "deaf"))
+        with here.listen("queue") as listener:
+            for _ in range(2000):
+                here.publish("queue")
+                await asyncio.sleep(0)
+            assert await hinted(listener)
+
+
+async def test_a_long_data_path_gets_a_short_one_for_hints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / ("d" * MAX_ADDRESS_BYTES)
+    data.mkdir()
+    with started(data) as here, started(data) as there, there.listen("queue") as listener:
+        here.publish("queue")
+        assert await hinted(listener)
+
+
+async def test_without_any_folder_for_sockets_hints_stay_within_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hints").touch()
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "missing"))
+    with started(tmp_path) as here, here.listen("queue") as listener:
+        here.publish("queue")
+        assert await hinted(listener)
+
+
+async def test_what_happens_to_runs_is_hinted(store: Store, neighbour: Store) -> None:
+    with neighbour.notifications.listen("queue") as queue, neighbour.notifications.listen("cancel") as cancels:
+        run = await submit(store)
+        assert await hinted(queue)
+        with neighbour.notifications.listen(f"run:{run.id}") as changes:
+            await claim_one(store)
+            assert await hinted(changes)
+            await store.runs.cancel(run.id)
+            assert await hinted(changes) and await hinted(cancels)
