@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("safelight.app")
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_ORPHAN_SECONDS = 0.5
 
 HUNG_EXIT_STATUS = 75
 """EX_TEMPFAIL: the engine hung and the worker wants to be started anew."""
@@ -135,10 +138,11 @@ def _die_with(task: asyncio.Task[None]) -> None:
 
 
 def _stop_when_orphaned() -> None:
-    """Standard input ends when the supervisor dies: stop as if it had asked to."""
+    """Standard input ends when the supervisor dies: stop as if it had asked to, and asked again."""
     sys.stdin.read()
-    for _ in range(2):
+    while True:
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_ORPHAN_SECONDS)
 
 
 def main(arguments: list[str]) -> int:
