@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import re
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
-from fastapi import FastAPI
 from pydantic import TypeAdapter
 
-from safelight.api import openapi, views
+from safelight.api import create_app, openapi, views
+from safelight.config import ServerSettings
 
 
-def check_documented(app: FastAPI, answer: httpx2.Response) -> None:
+@cache
+def the_document() -> dict[str, Any]:
+    """The document, which is the same for every house."""
+    nothing: Any = SimpleNamespace(keys=None)
+    return create_app(nothing, ServerSettings()).openapi()
+
+
+def check_documented(answer: httpx2.Response) -> None:
     """Raises AssertionError where `answer` is not what the document says its route may answer."""
-    operation = _find(app.openapi(), answer.request.method, answer.request.url.path)
+    operation = _find(the_document(), answer.request.method, answer.request.url.path)
     if answer.request.url.path == "/openapi.json":
         return
     if operation is None:
         assert answer.status_code in {404, 405, 421}
-        _model("Problem").validate_json(answer.content)
+        if answer.request.method != "HEAD":
+            _model("Problem").validate_json(answer.content)
         return
     responses = operation["responses"]
     where = f"{answer.request.method} {answer.request.url.path[:80]} -> {answer.status_code}"

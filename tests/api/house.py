@@ -113,7 +113,7 @@ def open_client(app: FastAPI, key: str | None) -> httpx2.AsyncClient:
 
     async def check(answer: httpx2.Response) -> None:
         await answer.aread()
-        check_documented(app, answer)
+        check_documented(answer)
 
     return httpx2.AsyncClient(
         transport=httpx2.ASGITransport(app=app),
