@@ -13,12 +13,12 @@ from safelight.config import ServerSettings
 from safelight.keys import Key, Scope
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-def _settings(request: Request) -> ServerSettings:
+async def _settings(request: Request) -> ServerSettings:
     settings: ServerSettings = request.app.state.settings
     return settings
 
@@ -46,6 +46,7 @@ async def _reader(key: Annotated[Key, Depends(authenticated)]) -> Key:
     return key
 
 
+# All of these are coroutines: the framework sends plain functions through a thread pool.
 ServiceOf = Annotated[Service, Depends(_service)]
 SettingsOf = Annotated[ServerSettings, Depends(_settings)]
 Predictor = Annotated[Key, Depends(_predictor)]

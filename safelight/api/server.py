@@ -89,6 +89,10 @@ class DeadlineProtocol(H11Protocol):
             self.transport.abort()
 
     def _refuse(self, error: SafelightError) -> None:
+        if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+            # An answer is under way or given: there is no place for another.
+            self.transport.abort()
+            return
         answer = problem_answer(error)
         headers = [("content-type", PROBLEM), ("content-length", str(len(answer.body))), ("connection", "close")]
         response = h11.Response(status_code=answer.status, headers=headers)

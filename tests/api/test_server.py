@@ -103,6 +103,25 @@ async def test_what_is_no_http_is_a_problem_too(make_house):
         assert json.loads(body)["code"] == "invalid_request"
 
 
+async def test_a_body_that_stops_being_http_ends_the_connection_and_harms_nothing(make_house, caplog):
+    async with make_house(DEADLINE) as house, house.serving() as (server, port):
+        for content_type, expected in (("application/json", 400), ("text/plain", 415)):
+            async with connected(port) as (reader, writer):
+                extra = {"Content_Type": content_type, "Transfer_Encoding": "chunked"}
+                writer.write(head("/pinhole/predict", house.key, method="POST", **extra) + b"1\r\n{\r\n")
+                if expected == 415:
+                    assert (await read_answer(reader))[0] == 415
+                else:
+                    await asyncio.sleep(0.1)
+                writer.write(b"no chunk\r\n")
+                if expected == 400:
+                    assert (await read_answer(reader))[0] == 400
+                with suppress(ConnectionResetError):
+                    assert await asyncio.wait_for(reader.read(), 3) == b""
+        await quiet(server)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_a_refused_body_is_answered_before_it_has_arrived(make_house):
     async with make_house(DEADLINE) as house, house.serving() as (_, port):
         for length, headers, expected in ((10**9, {}, 413), (50, {"Content_Type": "text/plain"}, 415)):
