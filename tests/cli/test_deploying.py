@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from safelight.catalog import STABLE_DIFFUSION
+
+from .conftest import House
+
+
+def deployed(house: House) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads(house.ok("deployments", "--json").stdout)
+    return found
+
+
+def model_folder(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    return folder
+
+
+def test_a_model_is_served_under_its_own_name_with_its_licence_shown(house: House) -> None:
+    result = house.ok("deploy", "pinhole")
+    assert result.stdout == "deployed pinhole as pinhole, version 1\n"
+    assert "Apache-2.0: https://" in result.stderr
+    assert [(each["name"], each["model"]) for each in deployed(house)] == [("pinhole", "pinhole")]
+
+
+def test_deploying_again_makes_a_version(house: House) -> None:
+    house.ok("deploy", "pinhole", "--name", "toy")
+    assert json.loads(house.ok("deploy", "pinhole", "--name", "toy", "--json").stdout)["version"] == 2
+
+
+def test_set_reaches_defaults_limits_and_metadata(house: House) -> None:
+    house.ok("deploy", "pinhole", "--set", "height=768", "--set", "max_side=768", "--set", "embed_metadata=false")
+    (each,) = deployed(house)
+    assert each["defaults"]["height"] == 768
+    assert each["limits"]["max_side"] == 768
+    assert each["embed_metadata"] is False
+
+
+def test_a_size_that_is_not_the_models_own_is_said_with_the_command_that_changes_it(house: House) -> None:
+    note = house.ok("deploy", "stable-diffusion").stderr
+    assert "get 512x512; stable-diffusion was trained at 768x768" in note
+    command = note.split("To change: safelight ")[1].splitlines()[0].split()
+    assert "trained at" not in house.ok(*command).stderr
+
+
+def test_missing_weights_are_a_warning_with_the_remedy(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFELIGHT_HF_HOME", str(house.folder))
+    result = house.ok("deploy", "stable-diffusion")
+    assert "warning: " in result.stderr
+    assert "hf download" in result.stderr
+
+
+def test_a_folder_is_served_under_its_last_name(house: House) -> None:
+    folder = model_folder(house.folder / "models" / "My-Model")
+    house.ok("deploy", str(folder))
+    assert [(each["name"], each["model"]) for each in deployed(house)] == [("my-model", str(folder))]
+
+
+def test_the_revision_recorded_is_the_one_on_this_machine(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFELIGHT_HF_HOME", str(house.folder / "hf"))
+    source = STABLE_DIFFUSION.hub[-1]
+    repository = "models--" + source.repository.replace("/", "--")
+    model_folder(house.folder / "hf" / "hub" / repository / "snapshots" / str(source.commit))
+    house.ok("deploy", "stable-diffusion")
+    assert deployed(house)[0]["revision"] == source.commit
+    assert source.commit in house.refused("deploy", "stable-diffusion", "--revision", "0" * 40)
+
+
+def test_what_has_no_revisions_refuses_one(house: House) -> None:
+    assert "without revisions" in house.refused("deploy", "pinhole", "--revision", "0" * 40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("deploy", "no-such-model"), "pinhole, stable-diffusion"),
+        (("deploy", "pinhole", "--name", "Bad Name"), "a-z, 0-9"),
+        (("deploy", "pinhole", "--name", "runs"), "reserved"),
+        (("deploy", "pinhole", "--set", "hight=1"), "known are"),
+    ],
+)
+def test_what_cannot_be_deployed_is_refused(house: House, arguments: tuple[str, ...], reason: str) -> None:
+    assert reason in house.refused(*arguments)
+    assert not house.data.exists()
+
+
+def test_an_undeployed_name_is_gone(house: House) -> None:
+    house.ok("deploy", "pinhole")
+    house.ok("undeploy", "pinhole")
+    assert deployed(house) == []
+    assert "nothing is deployed" in house.ok("deployments").stderr
+    house.refused("undeploy", "pinhole")
+
+
+def test_models_tells_what_is_here(house: House) -> None:
+    table = house.ok("models", takes_data=False).stdout
+    found = json.loads(house.ok("models", "--json", takes_data=False).stdout)
+    for each in found:
+        assert each["identifier"] in table
+        assert each["is_here"] is (each["remedy"] is None)
