@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def write_tokenizer(folder: Path, *, pad_token: str) -> None:
     (folder / "special_tokens_map.json").write_text(json.dumps({**tokens, "pad_token": pad_token}))
 
 
-def make_pipeline(folder: Path, *, is_v2: bool) -> StableDiffusionPipeline:
+def make_pipeline(folder: Path, *, is_v2: bool, num_levels: int = 4, num_channels: int = 4) -> StableDiffusionPipeline:
     """Like SD 1.x (epsilon, 8 heads, quick_gelu) or SD 2.1 (v, heads by level, linear projections, upcast attention)."""
     torch.manual_seed(2 if is_v2 else 1)
     write_tokenizer(folder / "tokenizer", pad_token="!" if is_v2 else "<|endoftext|>")
@@ -56,6 +57,8 @@ def make_pipeline(folder: Path, *, is_v2: bool) -> StableDiffusionPipeline:
     )
     unet = UNet2DConditionModel(
         sample_size=96 if is_v2 else 64,
+        in_channels=num_channels,
+        out_channels=num_channels,
         block_out_channels=(32, 64, 128, 128) if is_v2 else (32, 64, 64, 64),
         layers_per_block=1,
         cross_attention_dim=width,
@@ -64,9 +67,10 @@ def make_pipeline(folder: Path, *, is_v2: bool) -> StableDiffusionPipeline:
         upcast_attention=is_v2,
     )
     vae = AutoencoderKL(
-        block_out_channels=(32, 32, 32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32,) * num_levels,
+        down_block_types=("DownEncoderBlock2D",) * num_levels,
+        up_block_types=("UpDecoderBlock2D",) * num_levels,
+        latent_channels=num_channels,
         layers_per_block=1,
     )
     _enliven(unet, encoder, vae)
@@ -140,7 +144,7 @@ def _learn_merges() -> list[tuple[str, str]]:
     while len(merges) < NUM_MERGES:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, pieces in words.items():
-            for pair in zip(pieces, pieces[1:], strict=False):
+            for pair in pairwise(pieces):
                 pairs[pair] += counts[word]
         if not pairs:
             break
