@@ -39,8 +39,12 @@ class Server:
             env=self._environment,
         )
         threading.Thread(target=self._read, daemon=True).start()
-        self.url = self._address()
-        self.key = self._create_key()
+        try:
+            self.url = self._address()
+            self.key = self._create_key()
+        except BaseException:
+            self.stop()
+            raise
 
     def _read(self) -> None:
         assert self.process.stdout is not None
