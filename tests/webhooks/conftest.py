@@ -86,7 +86,7 @@ async def delivering(store: Store, *, policy: TargetPolicy = LOOPBACK, **options
     """A running deliverer. `retry_seconds` and `timeout_seconds` are settings, the rest goes to the constructor."""
     names = ("retry_seconds", "timeout_seconds", "max_concurrent_per_host")
     chosen = {name: options.pop(name) for name in names if name in options}
-    settings = WebhookSettings.model_validate({"retry_seconds": (0, 0.05, 0.05, 0.05), "timeout_seconds": 1} | chosen)
+    settings = WebhookSettings.model_validate({"retry_seconds": (0, 0.05, 0.05, 0.05), "timeout_seconds": 10} | chosen)
     options.setdefault("poll_seconds", 0.05)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     deliverer = Deliverer(store, settings, policy=policy, ssl_context=context, **options)  # type: ignore[arg-type]
@@ -95,10 +95,10 @@ async def delivering(store: Store, *, policy: TargetPolicy = LOOPBACK, **options
         yield deliverer
     finally:
         await deliverer.close(grace_seconds=0.1)
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 20)
 
 
-async def until(condition: Callable[[], Awaitable[object] | object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], Awaitable[object] | object], seconds: float = 20.0) -> None:
     """Wait for `condition` to hold."""
     deadline = time.monotonic() + seconds
     while True:
