@@ -47,7 +47,7 @@ check_disk() {
 }
 
 is_usable .venv/bin/python || { check_disk; make_venv; }
-.venv/bin/python -c 'import torch' >/dev/null 2>&1 || check_disk
+compgen -G '.venv/lib/python3*/site-packages/torch' >/dev/null || check_disk
 echo "installing into .venv (minutes the first time, seconds after that)" >&2
 # shellcheck disable=SC2086 # PIP_FLAGS is a list of words
 .venv/bin/python -m pip install --quiet --disable-pip-version-check ${PIP_FLAGS:-} -c constraints.txt -e ".$extras" ||

@@ -114,12 +114,17 @@ def _tell(scenes: list[Scene], data: Path, seconds: float) -> None:
     )
     say("")
     say_table(("CALL", "RUN", "MODEL", "WHOLE", "PICTURES"), rows, empty="")
-    safelight = "safelight" if shutil.which("safelight") else str(Path(sys.executable).with_name("safelight"))
+    safelight = "safelight" if shutil.which("safelight") else _from_here(Path(sys.executable).with_name("safelight"))
     say(f"\nall of it took {seconds:.1f} s. Next:")
     say(f"  {safelight} runs list --data {data}")
     say(f"  {safelight} webhooks list --data {data}")
     say(f'  {safelight} generate "a red boat on the sea"')
     say(f"  {safelight} serve pinhole")
+
+
+def _from_here(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 @contextlib.contextmanager
