@@ -1,3 +1,29 @@
-"""Safelight: a self-hosted text-to-image endpoint."""
+"""Safelight: a self-hosted text-to-image endpoint. The public names are found when they are first asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from safelight.client import AsyncClient, Client, verify_webhook
+    from safelight.engine.engine import Engine
+    from safelight.errors import SafelightError
 
 __version__ = "0.1.0"
+__all__ = ["AsyncClient", "Client", "Engine", "SafelightError", "verify_webhook"]
+
+_HOMES = {
+    "AsyncClient": "safelight.client",
+    "Client": "safelight.client",
+    "Engine": "safelight.engine.engine",
+    "SafelightError": "safelight.errors",
+    "verify_webhook": "safelight.client",
+}
+
+
+def __getattr__(name: str) -> object:
+    # A client imports neither torch nor a database; so nothing is imported before it is named.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'safelight' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
