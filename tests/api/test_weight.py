@@ -7,12 +7,14 @@ import subprocess
 import sys
 
 PROBE = """
-import json, resource, sys, time
+import json, sys, time
+from pathlib import Path
 began = time.process_time()
 import safelight.api.app, safelight.api.server
 seconds = time.process_time() - began
 heavy = {"torch", "diffusers", "transformers", "numpy", "PIL", "ray"} & set(sys.modules)
-print(json.dumps([sorted(heavy), seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(json.dumps([sorted(heavy), seconds, int(status["VmHWM"].split()[0]) / 1024]))
 """
 
 
