@@ -8,6 +8,7 @@ import random
 import ssl
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import httpcore2
 
@@ -116,9 +117,9 @@ class Deliverer:
             host, delivery = following
             task = asyncio.create_task(self._deliver(delivery))
             self._running.add(task)
-            task.add_done_callback(lambda task, host=host: self._finish(task, host))  # type: ignore[misc]
+            task.add_done_callback(partial(self._finish, host))
 
-    def _finish(self, task: asyncio.Task[None], host: str) -> None:
+    def _finish(self, host: str, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._lanes.finish(host)
         self._start_what_fits()
