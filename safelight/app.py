@@ -56,6 +56,7 @@ def engine_for(settings: Settings, device: str) -> EngineHost:
 async def serve_api(settings: Settings, door: socket.socket) -> None:
     """Answer on `door` until told to stop; deliver webhooks and tidy up beside it."""
     from safelight.api.app import create_app
+    from safelight.api.dashboard import build_desk
     from safelight.api.server import make_server
     from safelight.api.service import Service
     from safelight.janitor import Janitor
@@ -65,7 +66,8 @@ async def serve_api(settings: Settings, door: socket.socket) -> None:
     async with await open_store(settings) as store:
         policy = TargetPolicy(settings.webhooks.allowed_networks)
         service = Service(store, settings.server, check_webhook=policy.check_url)
-        server = make_server(create_app(service, settings.server), service, settings.server)
+        app = create_app(service, settings.server, desk=build_desk(store, service, settings))
+        server = make_server(app, service, settings.server)
         stop = _in_stages(service.refuse_new_runs, partial(setattr, server, "should_exit", True))
         # uvicorn would take the first signal for the end.
         server.capture_signals = partial(_signals_to, stop)  # type: ignore[method-assign]

@@ -46,10 +46,10 @@ def end_message(run: Run) -> str:
 
 
 def end_code(run: Run) -> str:
-    """The stable code of how `run` ended."""
+    """The stable code of how `run` ended; `succeeded`, or one of docs/errors.md."""
     if run.status is RunStatus.FAILED:
         return run.error.code if run.error else "run_failed"
-    return run.status.value
+    return "run_cancelled" if run.status is RunStatus.CANCELLED else run.status.value
 
 
 def _dumps(value: object) -> bytes:

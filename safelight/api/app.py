@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 
 from safelight import __version__
 from safelight.api.auth import KeyRing
+from safelight.api.dashboard import Desk, dashboard_router
 from safelight.api.errors import answer_error, answer_framework_error, answer_validation_error
 from safelight.api.middleware import AccessLog, ErrorBorder, HostGuard, SafeHeaders
 from safelight.api.openapi import complete_document
@@ -35,8 +36,13 @@ class Door(FastAPI):
         return self.openapi_schema
 
 
-def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan | None = None) -> FastAPI:
-    """The application over `service`. `lifespan` is entered before the first request and left after the last."""
+def create_app(
+    service: Service, settings: ServerSettings, *, desk: Desk | None = None, lifespan: Lifespan | None = None
+) -> FastAPI:
+    """The application over `service`, with a dashboard where there is a `desk`.
+
+    `lifespan` is entered before the first request and left after the last.
+    """
     keyring = KeyRing(service.keys)
 
     @asynccontextmanager
@@ -63,8 +69,11 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
         redirect_slashes=False,
     )
     app.state.service, app.state.settings, app.state.keyring = service, settings, keyring
+    app.state.desk = desk
     add_server_routes(app)
     add_runs_routes(app)
+    if desk is not None:
+        app.include_router(dashboard_router())
     add_predict_routes(app)
     return app
 

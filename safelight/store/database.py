@@ -7,7 +7,6 @@ one hop, and a cancelled caller never leaves one half done.
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -182,8 +181,7 @@ def _explain(error: BaseException | None) -> SafelightError | None:
     primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return _busy()
-    is_full = primary == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC
-    if is_full:
+    if primary == sqlite3.SQLITE_FULL:
         return StorageFull("the disk of the data folder is full; free some space", retry_after_seconds=30.0)
     return None
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
-from starlette.responses import JSONResponse, Response
+from fastapi import FastAPI, Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from safelight import __version__
 from safelight.api.callers import Reader, ServiceOf
@@ -19,8 +19,10 @@ def add_server_routes(app: FastAPI) -> None:
     app.add_api_route("/deployments", list_deployments, methods=["GET"], tags=["server"], **LIST_DEPLOYMENTS)
 
 
-async def index() -> Response:
+async def index(request: Request) -> Response:
     """What this server is, and where its description is."""
+    if request.app.state.desk is not None and "text/html" in request.headers.get("accept", ""):
+        return RedirectResponse("/dashboard", status_code=303)
     members = {"name": "safelight", "version": __version__, "openapi": "/openapi.json", "health": "/healthz"}
     return JSONResponse(members | {"predict": "/{deployment}/predict", "runs": "/runs", "deployments": "/deployments"})
 
