@@ -93,8 +93,10 @@ async def test_what_has_arrived_stays_so_whatever_a_late_sender_says(store: Stor
     await end_one(store, webhook_endpoint=HOOK)
     delivery = await due_one(store)
     await record(store, delivery, delivered=True)
-    late = await record(store, delivery)
-    assert (late.status, late.num_attempts) == (DeliveryStatus.DELIVERED, 2)
+    for give_up in (False, True):
+        late = await record(store, delivery, give_up=give_up)
+        assert (late.status, late.next_attempt_at) == (DeliveryStatus.DELIVERED, None)
+    assert late.num_attempts == 3
 
 
 async def test_a_delivery_sent_again_has_the_same_event_and_a_whole_schedule(store: Store) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import sqlite3
 from pathlib import Path
 
@@ -64,3 +66,13 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path: Path, mo
     monkeypatch.undo()
     migrate(engine)
     assert "runs" in sa.inspect(engine).get_table_names()
+
+
+async def test_one_process_at_a_time_prepares_a_folder(data: Path) -> None:
+    with (data / "opening.lock").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        opening = asyncio.create_task(Store.open(data))
+        await asyncio.sleep(0.1)
+        assert not opening.done()
+    async with await opening as store:
+        assert await store.keys.count() == 0
