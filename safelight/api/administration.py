@@ -1,0 +1,256 @@
+"""What an administrator may do beyond a caller: see and change deployments, keys, deliveries and the runs of all projects."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safelight.api.params import NewParams
+from safelight.api.service import Service
+from safelight.catalog import CATALOG, CatalogEntry, check_model
+from safelight.deployments import Defaults, Deployment, check_name
+from safelight.errors import Conflict, FieldError, InvalidFields, ModelError
+from safelight.keys import Key, Scope
+from safelight.runs import Delivery, DeliveryStatus, Run, RunEvent, RunParams
+from safelight.store import Store
+from safelight.store.figures import Activity, Endpoint, Placement
+from safelight.store.search import RunSearch
+
+ACTIVITY_SECONDS = 2.0
+"""How long counted figures are shown again before they are counted anew."""
+
+LATELY_SECONDS = 7 * 86400.0
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_UNFIT = re.compile(r"[^a-z0-9]+")
+_LATENT_CELL = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOffer:
+    """A model that can be deployed. `weights` is where they are on this machine; `remedy` how to get them if nowhere."""
+
+    identifier: str
+    entry: CatalogEntry | None
+    weights: Path | None
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStory:
+    """A run with all that happened to it."""
+
+    run: Run
+    events: Sequence[RunEvent]
+    deliveries: Sequence[Delivery]
+
+
+class Administration:
+    """Everything of every project. Whoever calls it has made sure that an administrator asks."""
+
+    def __init__(
+        self,
+        store: Store,
+        service: Service,
+        *,
+        find_weights: Callable[[str], Path],
+        own_models: Sequence[str],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._service = service
+        self._find_weights = find_weights
+        self._own_models = own_models
+        self._monotonic = monotonic
+        self._activity: tuple[float, Activity] | None = None
+        self._counting = asyncio.Lock()
+
+    async def activity(self) -> Activity:
+        """The last day of the server; a moment old at most, so that many who look cost one count."""
+        async with self._counting:
+            if self._activity is None or self._monotonic() - self._activity[0] > ACTIVITY_SECONDS:
+                self._activity = (self._monotonic(), await self._store.figures.activity())
+            return self._activity[1]
+
+    async def placements(self) -> Sequence[Placement]:
+        """What the workers last said."""
+        return await self._store.figures.placements()
+
+    # Runs of all projects.
+
+    async def search(
+        self, wanted: RunSearch, *, limit: int, cursor: str | None = None
+    ) -> tuple[Sequence[Run], str | None]:
+        """A page of runs, newest first, and the cursor of the next. Raises InvalidFields."""
+        return await self._store.search.runs(wanted, limit=limit, cursor=cursor)
+
+    async def run(self, run_id: str) -> Run:
+        """Raises NotFound."""
+        return await self._store.runs.get(run_id)
+
+    async def story(self, run_id: str) -> RunStory:
+        """A run, its events and its deliveries. Raises NotFound."""
+        run = await self._store.runs.get(run_id)
+        deliveries = await self._store.deliveries.list(run_id=run_id) if run.webhook_endpoint else []
+        return RunStory(run, await self._store.events.after(run_id), deliveries)
+
+    async def cancel(self, run_id: str) -> Run:
+        """Raises NotFound."""
+        return await self._store.runs.cancel(run_id)
+
+    async def delete(self, run_id: str) -> None:
+        """Raises NotFound, and Conflict while it is running."""
+        await self._store.runs.delete(run_id)
+
+    async def replay(self, key: Key, run_id: str) -> Run:
+        """Start the same run again, same seeds, as `key`. Raises what submitting raises."""
+        run = await self._store.runs.get(run_id)
+        deployment = await self._service.resolve(run.deployment)
+        return await self._service.submit(key, deployment, _as_asked(run.params))
+
+    # Deployments.
+
+    async def offers(self) -> Sequence[ModelOffer]:
+        """The catalogue and the operator's own models, and whether their weights are here."""
+        identifiers = [*CATALOG, *(name for name in self._own_models if name not in CATALOG)]
+        return await asyncio.to_thread(lambda: [self._offer(identifier) for identifier in identifiers])
+
+    async def weights(self, model: str) -> ModelOffer:
+        """Where the weights of any model are."""
+        return await asyncio.to_thread(self._offer, model)
+
+    async def deployments(self) -> Sequence[Deployment]:
+        """All that is deployed, by name."""
+        return await self._store.deployments.list()
+
+    async def versions(self, name: str) -> Sequence[Deployment]:
+        """Every version there ever was under a name, newest first."""
+        return await self._store.deployments.versions(name)
+
+    async def current(self, name: str) -> Deployment | None:
+        """What is deployed under a name now."""
+        return next((each for each in await self._store.deployments.list() if each.name == name), None)
+
+    async def deploy(self, model: str, *, name: str = "") -> Deployment:
+        """Serve a model of the catalogue, of the settings, or in a folder. Raises InvalidFields."""
+        offer = await asyncio.to_thread(self._checked_offer, model)
+        wanted = Deployment(
+            name=name or _name_for(model, offer),
+            version=0,
+            model=offer.identifier,
+            revision=_revision(offer.weights),
+            defaults=offer.entry.defaults if offer.entry else Defaults(),
+        )
+        check_name(wanted.name)
+        return await self._store.deployments.deploy(wanted)
+
+    async def redeploy(self, wanted: Deployment) -> Deployment:
+        """Serve what a deployment was changed into, as its next version. Raises InvalidFields."""
+        limits = wanted.limits
+        if limits.side_multiple < _LATENT_CELL or limits.side_multiple % _LATENT_CELL:
+            message = f"{limits.side_multiple} is not a multiple of {_LATENT_CELL}, which the models need"
+            raise InvalidFields([FieldError("side_multiple", message)])
+        if wrong := limits.check(_drawn_by_default(wanted.defaults)):
+            raise InvalidFields(wrong)
+        return await self._store.deployments.deploy(wanted)
+
+    async def activate(self, name: str, version: int) -> Deployment:
+        """Serve an earlier version again. Raises NotFound."""
+        return await self._store.deployments.activate(name, version)
+
+    async def undeploy(self, name: str) -> None:
+        """Raises NotFound."""
+        await self._store.deployments.undeploy(name)
+
+    async def runs_by_day(self, name: str, *, num_days: int) -> Mapping[int, int]:
+        """Runs of a deployment by days since the epoch."""
+        return await self._store.figures.runs_by_day(name, num_days=num_days)
+
+    def _offer(self, model: str) -> ModelOffer:
+        entry = CATALOG.get(model)
+        try:
+            return ModelOffer(identifier=model, entry=entry, weights=self._find_weights(model))
+        except ModelError as error:
+            return ModelOffer(identifier=model, entry=entry, weights=None, remedy=error.message)
+
+    def _checked_offer(self, model: str) -> ModelOffer:
+        """The model to deploy; a folder is named from the root, wherever this server was started."""
+        if model in self._own_models:
+            return self._offer(model)
+        check_model(model)
+        return self._offer(model if model in CATALOG else str(Path(model).resolve()))
+
+    # Keys.
+
+    async def keys(self) -> Sequence[Key]:
+        """All keys, revoked ones too, oldest first."""
+        return await self._store.keys.list()
+
+    async def key(self, key_id: str) -> Key:
+        """Raises NotFound."""
+        return await self._store.keys.get(key_id)
+
+    async def runs_by_key(self) -> Mapping[str, int]:
+        """How many runs each key started in the last week."""
+        return await self._store.figures.runs_by_key(seconds=LATELY_SECONDS)
+
+    async def create_key(
+        self, name: str, *, project: str, scopes: frozenset[Scope], expires_at: float | None
+    ) -> tuple[Key, str]:
+        """A new key and its secret. Raises InvalidFields, Conflict."""
+        return await self._store.keys.create(name, project=project, scopes=scopes, expires_at=expires_at)
+
+    async def rotate_key(self, key_id: str, *, overlap_seconds: float) -> tuple[Key, str]:
+        """A new secret for what a key stands for; the old one ends after the overlap. Raises NotFound, Conflict."""
+        return await self._store.keys.rotate(key_id, overlap_seconds=overlap_seconds)
+
+    async def revoke_key(self, key_id: str, *, by: Key) -> Key:
+        """Raises NotFound, and Conflict for the last key that could let an administrator in."""
+        if key_id == by.id and not [each for each in await self._store.keys.list() if _lets_in(each, besides=key_id)]:
+            raise Conflict("this is the last admin key; make another one before you revoke it")
+        return await self._store.keys.revoke(key_id)
+
+    # Webhooks.
+
+    async def endpoints(self) -> Sequence[Endpoint]:
+        """Where results of the last week were sent."""
+        return await self._store.figures.endpoints(seconds=LATELY_SECONDS)
+
+    async def deliveries(self, *, status: DeliveryStatus | None, limit: int) -> Sequence[Delivery]:
+        """Deliveries with their attempts, newest first."""
+        return await self._store.deliveries.list(status=status, limit=limit)
+
+    async def resend(self, delivery_id: str) -> Delivery:
+        """Make a delivery due now. Raises NotFound."""
+        return await self._store.deliveries.resend(delivery_id)
+
+    def webhook_secret(self, project: str) -> str:
+        """What deliveries of a project are signed with."""
+        return self._store.webhook_secret(project)
+
+
+def _as_asked(params: RunParams) -> NewParams:
+    return NewParams(**{name: getattr(params, name) for name in RunParams.__dataclass_fields__})
+
+
+def _drawn_by_default(defaults: Defaults) -> RunParams:
+    return RunParams(prompt="", **{name: getattr(defaults, name) for name in Defaults.__dataclass_fields__})
+
+
+def _name_for(model: str, offer: ModelOffer) -> str:
+    text = model if offer.entry else Path(model).name
+    return _UNFIT.sub("-", text.lower()).strip("-")[:63]
+
+
+def _revision(weights: Path | None) -> str | None:
+    """The commit of a snapshot of the hub's cache, which is the name of its folder."""
+    return weights.name if weights is not None and _COMMIT.fullmatch(weights.name) else None
+
+
+def _lets_in(key: Key, *, besides: str) -> bool:
+    is_valid = key.revoked_at is None and (key.expires_at is None or key.expires_at > time.time())
+    return is_valid and key.id != besides and Scope.ADMIN in key.scopes

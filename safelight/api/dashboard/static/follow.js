@@ -1,0 +1,26 @@
+// The events of one run, as they happen.
+import { spoken } from "./page.js";
+
+const ENDS = ["succeeded", "failed", "cancelled"];
+
+/** Call `on.progress(fraction, text)`, `on.image(index)` and, once, `on.end(kind)`. Gives back a function that stops. */
+export function follow(runId, on) {
+  const source = new EventSource(`/dashboard/runs/${runId}/events`);
+  const hear = (kind, act) => source.addEventListener(kind, (event) => act(JSON.parse(event.data)));
+  hear("queued", () => on.progress(0, "Waiting for its turn"));
+  hear("started", () => on.progress(0, "Starting"));
+  hear("requeued", () => on.progress(0, "Waiting again: the worker was lost"));
+  hear("progress", (event) => {
+    const eta = event.eta_seconds === null ? "" : `, about ${spoken(event.eta_seconds)} left`;
+    const fraction = event.steps_total ? event.steps_done / event.steps_total : 0;
+    on.progress(fraction, `Step ${event.steps_done} of ${event.steps_total}${eta}`);
+  });
+  hear("image", (event) => on.image(event.image_index));
+  for (const kind of ENDS) {
+    hear(kind, () => {
+      source.close();
+      on.end(kind);
+    });
+  }
+  return () => source.close();
+}

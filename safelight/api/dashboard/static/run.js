@@ -1,0 +1,20 @@
+// The page of a run that has not ended: its progress, and the whole page anew when something came of it.
+import { follow } from "./follow.js";
+
+const live = document.getElementById("live");
+const text = document.getElementById("progress-text");
+const bar = document.getElementById("bar");
+const imagesShown = document.querySelectorAll(".result").length;
+let imagesSeen = 0;
+
+follow(live.dataset.run, {
+  progress(fraction, words) {
+    bar.value = fraction;
+    text.textContent = words;
+  },
+  image() {
+    imagesSeen += 1;
+    if (imagesSeen > imagesShown) window.location.reload();
+  },
+  end: () => window.location.reload(),
+});
