@@ -54,7 +54,7 @@ async def test_a_run_that_succeeded_is_told_with_its_pictures_and_a_signature(st
 
 @pytest.mark.parametrize(
     ("status", "status_code", "code"),
-    [(RunStatus.FAILED, 500, "out_of_memory"), (RunStatus.CANCELLED, 409, "cancelled")],
+    [(RunStatus.FAILED, 500, "out_of_memory"), (RunStatus.CANCELLED, 409, "run_cancelled")],
 )
 async def test_a_run_without_pictures_is_told_too(
     store: Store, end_run: EndRun, status: RunStatus, status_code: int, code: str
