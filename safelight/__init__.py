@@ -5,13 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from safelight.version import __version__
+
 if TYPE_CHECKING:
     from safelight.client import AsyncClient, Client, verify_webhook
     from safelight.engine.engine import Engine
     from safelight.errors import SafelightError
 
-__version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "Engine", "SafelightError", "verify_webhook"]
+__all__ = ["AsyncClient", "Client", "Engine", "SafelightError", "__version__", "verify_webhook"]
 
 _HOMES = {
     "AsyncClient": "safelight.client",

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from safelight import __version__
+from safelight.version import __version__
 from safelight.api.auth import KeyRing
 from safelight.api.dashboard import Desk, dashboard_router
 from safelight.api.errors import answer_error, answer_framework_error, answer_validation_error

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from safelight import __version__
+from safelight.version import __version__
 from safelight.cli import configuration, demo, deploying, doctor, generate, keys, predict, runs, serve, webhooks
 from safelight.cli.output import fail
 from safelight.errors import SafelightError

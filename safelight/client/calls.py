@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from safelight import __version__
+from safelight.version import __version__
 from safelight.client.answers import (
     Result,
     RunRecord,

@@ -12,7 +12,7 @@ from functools import partial
 
 import httpcore2
 
-from safelight import __version__
+from safelight.version import __version__
 from safelight.config import WebhookSettings
 from safelight.envelope import failure_body, success_body
 from safelight.errors import NotFound

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from safelight import __version__
+from safelight.version import __version__
 from safelight.cli.doctor import Verdict, examine
 from safelight.cli.machine import Torch
 from safelight.cli.output import size

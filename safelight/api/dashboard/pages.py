@@ -12,7 +12,7 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from safelight import __version__
+from safelight.version import __version__
 from safelight.api.dashboard import formats
 from safelight.api.dashboard.charts import bars
 from safelight.api.dashboard.sessions import Session

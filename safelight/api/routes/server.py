@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from safelight import __version__
+from safelight.version import __version__
 from safelight.api.callers import Reader, ServiceOf
 from safelight.api.openapi import HEALTH, INDEX, LIST_DEPLOYMENTS, READINESS
 from safelight.api.views import DeploymentList, deployment_view
