@@ -1,0 +1,85 @@
+"""The autoencoder, factor 32. Its latent is given (see latents), so its two halves learn apart and at any time.
+
+The decoder learns to draw sharp pictures from latents, the encoder to read latents from pictures.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.pinhole.fast_norm import use_fast_norms
+from training.pinhole.latents import LATENT_CHANNELS, SCALING_FACTOR, latent_of
+from training.pinhole.scenes import draw_scene, render
+
+LATENT_NOISE = 0.15
+"""The most noise on a latent when the decoder learns: what comes from the denoiser is never exact either."""
+
+CERTAIN = -30.0
+"""The logarithm of a variance that is none: this autoencoder has no randomness of its own."""
+
+
+def make_autoencoder() -> AutoencoderKL:
+    """Started from fan-in noise, no biases and a small output layer: with the usual start it stays colour-blind."""
+    vae = AutoencoderKL(
+        in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 6, up_block_types=("UpDecoderBlock2D",) * 6,
+        block_out_channels=(8, 16, 48, 96, 128, 192), layers_per_block=1, latent_channels=LATENT_CHANNELS, norm_num_groups=2,
+        mid_block_add_attention=False, sample_size=512, scaling_factor=SCALING_FACTOR,
+    )
+    for module in vae.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            nn.init.zeros_(module.bias)
+    with torch.no_grad():
+        vae.decoder.conv_out.weight.mul_(0.1)
+        vae.quant_conv.weight[LATENT_CHANNELS:].zero_()
+        vae.quant_conv.bias[LATENT_CHANNELS:].fill_(CERTAIN)
+    return prepare(vae)
+
+
+def prepare(vae: AutoencoderKL) -> AutoencoderKL:
+    """For training: memory laid out as convolutions like it, norms with a cheap way back."""
+    use_fast_norms(vae)
+    return vae.to(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    pixels: Tensor
+    """[B, 3, H, W] from -1 to 1, channels last."""
+    latents: Tensor
+    """[B, 20, H / 32, W / 32], not scaled."""
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """uint8 [B, H, W, 3] to [B, 3, H, W] from -1 to 1, channels last."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def draw_batch(random: np.random.Generator, width: int, height: int, count: int) -> Batch:
+    scenes = [draw_scene(random) for _ in range(count)]
+    pixels = np.stack([render(scene, width, height) for scene in scenes])
+    return Batch(to_tensor(pixels), torch.from_numpy(np.stack([latent_of(scene, width, height) for scene in scenes])))
+
+
+def decoder_loss(vae: AutoencoderKL, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    """Squares for colours, absolutes for edges, and the differences of neighbours for crispness."""
+    share = torch.rand(len(batch.latents), 1, 1, 1, device=batch.latents.device)
+    noisy = batch.latents + LATENT_NOISE * share * torch.randn_like(batch.latents)
+    with torch.autocast(batch.pixels.device.type, torch.bfloat16):
+        drawn = vae.decoder(vae.post_quant_conv(noisy.contiguous(memory_format=torch.channels_last))).float()
+    error = drawn - batch.pixels
+    squares, absolutes = error.square().mean(), error.abs().mean()
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    psnr = 10 * torch.log10(4 / squares.detach())
+    return squares + 0.3 * absolutes + 0.3 * edges, {"psnr": psnr.item(), "absolute": absolutes.item()}
+
+
+def encoder_loss(vae: AutoencoderKL, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    with torch.autocast(batch.pixels.device.type, torch.bfloat16):
+        read = vae.quant_conv(vae.encoder(batch.pixels))[:, :LATENT_CHANNELS].float()
+    loss = F.mse_loss(read, batch.latents)
+    return loss, {"squared": loss.item()}

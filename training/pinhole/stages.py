@@ -1,0 +1,124 @@
+"""The stages in the order they run, each with its budget and its checkpoint. What a stage computes lives in its own module."""
+
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from training.pinhole.autoencoder import decoder_loss, draw_batch, encoder_loss, make_autoencoder
+from training.pinhole.denoiser import denoiser_loss, draw_timesteps, draw_tokens, make_denoiser, signal_shares
+from training.pinhole.latents import SCALING_FACTOR, LatentStore, make_shard
+from training.pinhole.optimizers import make_optimizers
+from training.pinhole.text_encoder import LayoutReader, make_text_encoder, text_loss
+from training.pinhole.text_encoder import draw_batch as draw_text_batch
+from training.pinhole.tokenizer import load_tokenizer, make_tokenizer
+from training.pinhole.trainer import Budget, Trainer, load_modules
+
+Size = tuple[int, int]
+Mix = dict[Size, tuple[float, int]]
+
+PICTURE_MIX: Mix = {(256, 256): (0.35, 4), (384, 384): (0.1, 2), (512, 512): (0.25, 1), (512, 768): (0.25, 1), (768, 512): (0.05, 1)}
+"""Width and height: share of the steps, pictures in a step. About as many pixels in every step."""
+
+LATENT_MIX: Mix = {(256, 256): (0.22, 96), (384, 384): (0.13, 56), (512, 512): (0.3, 32), (512, 768): (0.3, 24), (768, 512): (0.05, 24)}
+
+SHARDS_PER_ROUND: dict[Size, int] = {(256, 256): 8, (384, 384): 3, (512, 512): 6, (512, 768): 6, (768, 512): 1}
+
+
+def _choose_size(random: np.random.Generator, mix: Mix, among: Collection[Size] | None = None) -> Size:
+    """By the shares of the mix, of the sizes that can be had now."""
+    sizes = [size for size in mix if among is None or size in among]
+    shares = np.array([mix[size][0] for size in sizes])
+    return sizes[int(random.choice(len(sizes), p=shares / shares.sum()))]
+
+
+def train_decoder(folder: Path, budget: Budget) -> AutoencoderKL:
+    return _train_half("decoder", folder, budget)
+
+
+def train_encoder(folder: Path, budget: Budget) -> AutoencoderKL:
+    return _train_half("encoder", folder, budget)
+
+
+def _train_half(half: str, folder: Path, budget: Budget) -> AutoencoderKL:
+    torch.manual_seed(1)
+    vae = make_autoencoder()
+    modules = {"decoder": {"decoder": vae.decoder, "entrance": vae.post_quant_conv},
+               "encoder": {"encoder": vae.encoder, "exit": vae.quant_conv}}[half]
+    compute_loss = decoder_loss if half == "decoder" else encoder_loss
+    optimizers = make_optimizers(modules.values(), muon_rate=0.02, adam_rate=1e-3)
+    trainer = Trainer(half, modules, optimizers, folder=folder, budget=budget, seed=1)
+    trainer.resume()
+
+    def step(random: np.random.Generator) -> tuple[Tensor, int, dict[str, float]]:
+        width, height = _choose_size(random, PICTURE_MIX)
+        batch = draw_batch(random, width, height, PICTURE_MIX[width, height][1])
+        loss, news = compute_loss(vae, batch)
+        return loss, len(batch.pixels), news
+
+    trainer.run(step)
+    return vae
+
+
+def train_text_encoder(folder: Path, budget: Budget) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    torch.manual_seed(2)
+    tokenizer = make_tokenizer(folder / "tokenizer")
+    encoder, reader = make_text_encoder(tokenizer), LayoutReader()
+    optimizers = make_optimizers([encoder, reader], muon_rate=0.01, adam_rate=1e-3)
+    trainer = Trainer("text", {"encoder": encoder, "reader": reader}, optimizers, folder=folder, budget=budget, seed=2)
+    trainer.resume()
+
+    def step(random: np.random.Generator) -> tuple[Tensor, int, dict[str, float]]:
+        batch = draw_text_batch(random, tokenizer, 96)
+        loss, news = text_loss(encoder, reader, batch)
+        return loss, len(batch.tokens), news
+
+    trainer.run(step)
+    return tokenizer, encoder
+
+
+def make_latents(folder: Path, budget: Budget) -> None:
+    """Round after round until the time is over; at least one round, or there would be nothing to train on."""
+    began, number = time.monotonic(), 0
+    while number == 0 or budget.progress(seconds=time.monotonic() - began, steps=number) < 1:
+        for size, shards in SHARDS_PER_ROUND.items():
+            for k in range(shards):
+                make_shard(folder / "latents", size, number * shards + k)
+        number += 1
+        print(f"latents: round {number}, {time.monotonic() - began:.0f} s", flush=True)
+
+
+def train_denoiser(folder: Path, budget: Budget) -> UNet2DConditionModel:
+    torch.manual_seed(4)
+    unet, average = make_denoiser(), make_denoiser()
+    average.load_state_dict(unet.state_dict())
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    text_encoder = make_text_encoder(tokenizer)
+    load_modules(folder / "text.pt", {"encoder": text_encoder})
+    stores = {size: LatentStore(folder / "latents", size) for size in LATENT_MIX}
+    shares = signal_shares()
+    optimizers = make_optimizers([unet], muon_rate=0.015, adam_rate=1e-3)
+    trainer = Trainer("denoiser", {"unet": unet}, optimizers, folder=folder, budget=budget, seed=4,
+                      averaged={"unet.average": average}, average_decay=0.998, decay_from=0.45)
+    trainer.resume()
+
+    def step(random: np.random.Generator) -> tuple[Tensor, int, dict[str, float]]:
+        size = _choose_size(random, LATENT_MIX, [size for size, store in stores.items() if len(store)])
+        latents, scenes = stores[size].draw(random, LATENT_MIX[size][1])
+        tokens = draw_tokens(random, tokenizer, scenes)
+        timesteps = draw_timesteps(random, len(scenes))
+        scaled = torch.from_numpy(latents).float().mul(SCALING_FACTOR).contiguous(memory_format=torch.channels_last)
+        loss, news = denoiser_loss(unet, text_encoder, scaled, tokens, timesteps, shares)
+        return loss, len(scenes), news
+
+    def look() -> None:
+        for store in stores.values():
+            store.look()
+
+    trainer.run(step, on_checkpoint=look)
+    return average
