@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from safelight.version import __version__
 from safelight.cli import configuration, demo, deploying, doctor, generate, keys, predict, runs, serve, webhooks
 from safelight.cli.output import fail
 from safelight.errors import SafelightError
+from safelight.version import __version__
 
 COMMANDS = (
     serve.serve,

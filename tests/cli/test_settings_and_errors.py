@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from safelight.version import __version__
 from safelight.cli.doctor import Verdict, examine
 from safelight.cli.machine import Torch
 from safelight.cli.output import size
 from safelight.config import Settings, load_settings
+from safelight.version import __version__
 
 from .conftest import House
 
