@@ -34,12 +34,16 @@ def serve(
     """Serve everything that is deployed. Stops cleanly on Ctrl+C or SIGTERM; a second one ends at once."""
     settings = settings_of(config, data, server__host=host, server__port=port)
     configure_logging(settings.log, process="serve")
-    served, key = with_store(settings, lambda store: _prepare(store, settings, models or []))
+    served, key, link = with_store(settings, lambda store: _prepare(store, settings, models or []))
     if key is not None:
         say(f"admin key, shown this once: {key}")
 
     def announce(address: str) -> None:
         say(f"serving at {address}")
+        say(
+            f"dashboard at {address}/dashboard"
+            + (f"/sign-in?token={link} (works once, within an hour)" if link else "")
+        )
         for line in _next_steps(settings, address, served, key):
             say(line)
 
@@ -48,15 +52,18 @@ def serve(
     raise typer.Exit(Supervisor(settings, announce=announce).run())
 
 
-async def _prepare(store: Store, settings: Settings, models: list[str]) -> tuple[list[Deployment], str | None]:
-    """Deploy what is missing; make the first key. What is served, and that key where one was made."""
+async def _prepare(
+    store: Store, settings: Settings, models: list[str]
+) -> tuple[list[Deployment], str | None, str | None]:
+    """Deploy what is missing; make the first key. What is served, that key and a sign-in link where one was made."""
     for made in await deploy_missing(store, settings, models):
         explain(f"deployed {made.model} as {made.name}, version {made.version}")
         explain_deployment(settings, made)
-    key = None
+    secret = link = None
     if await store.keys.count() == 0:
-        _, key = await store.keys.create("admin", scopes=frozenset({Scope.ADMIN}))
-    return await store.deployments.list(), key
+        key, secret = await store.keys.create("admin", scopes=frozenset({Scope.ADMIN}))
+        link = await store.sign_in_links.create(key.id)
+    return await store.deployments.list(), secret, link
 
 
 def _next_steps(settings: Settings, address: str, served: list[Deployment], key: str | None) -> list[str]:

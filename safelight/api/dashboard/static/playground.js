@@ -40,7 +40,7 @@ if (form) {
     row.runId = runId;
     row.entry = remember(runId);
     element("blank").hidden = true;
-    element("results").replaceChildren();
+    element("results").replaceChildren(...blanks());
     element("progress").hidden = false;
     element("cancel").disabled = false;
     say(0, "Waiting for its turn");
@@ -66,7 +66,9 @@ if (form) {
   async function showImages(runId) {
     const run = await ask(`/dashboard/runs/${runId}`);
     if (runId !== row.runId) return run;
-    element("results").replaceChildren(...run.images.map((image) => result(run, image)));
+    const isOver = element("progress").hidden;
+    const drawn = run.images.map((image) => result(run, image));
+    element("results").replaceChildren(...drawn, ...(isOver ? [] : blanks().slice(drawn.length)));
     const thumb = row.entry.querySelector(".thumb");
     if (run.images.length && !thumb.firstChild) {
       const small = document.createElement("img");
@@ -75,6 +77,17 @@ if (form) {
       thumb.append(small);
     }
     return run;
+  }
+
+  // What is still to come, in the shape it will have.
+  function blanks() {
+    const { width, height, num_images_per_prompt: count } = form.elements;
+    return Array.from({ length: Math.min(Number(count.value) || 1, 16) }, () => {
+      const blank = document.createElement("div");
+      blank.className = "waiting";
+      blank.style.aspectRatio = `${Number(width.value) || 1} / ${Number(height.value) || 1}`;
+      return blank;
+    });
   }
 
   function result(run, image) {
