@@ -1,0 +1,157 @@
+"""Step time by dtype and rows, what the loop around the denoiser costs, and decoding: `python -m benchmarks.engine`.
+
+Without weights it builds random networks of pinhole's size. All contenders take turns in one process; medians, with the
+10th and 90th percentile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel
+
+from safelight.engine.engine import Engine
+from safelight.engine.events import ImageReady, Pixels
+from safelight.engine.models.base import Conditioning
+from safelight.engine.models.loading import load_model
+from safelight.engine.models.unet import Parts, UNetModel
+from safelight.engine.samplers import scaled_linear_schedule
+from safelight.engine.tasks import Assignment
+from safelight.runs import RunParams, SamplerName
+
+NUM_TOKENS, WIDTH = 32, 192
+
+
+class RandomModel(UNetModel):
+    """Networks of pinhole's size with random weights; prompts are noise."""
+
+    num_prompt_tokens = NUM_TOKENS
+    conditioning_shape = (NUM_TOKENS, WIDTH)
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        levels = {"down_block_types": ("DownEncoderBlock2D",) * 6, "up_block_types": ("UpDecoderBlock2D",) * 6}
+        unet = UNet2DConditionModel(
+            in_channels=16,
+            out_channels=16,
+            block_out_channels=(192, 384),
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=2,
+            cross_attention_dim=WIDTH,
+            attention_head_dim=[3, 6],
+            use_linear_projection=True,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(32, 32, 64, 64, 128, 128), latent_channels=16, layers_per_block=1, **levels
+        )
+        encoder = CLIPTextModel(
+            CLIPTextConfig(vocab_size=99, hidden_size=WIDTH, num_hidden_layers=1, bos_token_id=0, eos_token_id=1)
+        )
+        for network in (unet, vae, encoder):
+            network.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False).eval()
+        super().__init__(Parts(None, encoder, unet, vae, True), scaled_linear_schedule())  # type: ignore[arg-type]
+
+    def encode(self, text: str) -> Conditioning:
+        return Conditioning(torch.randn(NUM_TOKENS, WIDTH, generator=torch.Generator().manual_seed(1)).to(self._dtype))
+
+
+@dataclass
+class Timed:
+    """An ImageModel with a stopwatch on the denoiser and the decoder."""
+
+    model: UNetModel
+    predicting: list[float] = field(default_factory=list)
+    decoding: list[float] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.model, name)
+
+    def predict(self, *inputs: torch.Tensor) -> torch.Tensor:
+        began = time.perf_counter()
+        denoised = self.model.predict(*inputs)
+        self.predicting.append(time.perf_counter() - began)
+        return denoised
+
+    def decode(self, latent: torch.Tensor, height: int, width: int) -> Pixels:
+        began = time.perf_counter()
+        pixels = self.model.decode(latent, height, width)
+        self.decoding.append(time.perf_counter() - began)
+        return pixels
+
+
+def measure(
+    model: UNetModel, num_images: int, side: int, num_steps: int
+) -> tuple[list[float], list[float], list[float]]:
+    """Seconds of each step without decoding, of its denoiser call, and of each decode, after one step to warm up."""
+    timed, engine = Timed(model), Engine()
+    engine.load("model", timed)  # type: ignore[arg-type]
+    for number in range(num_images):
+        params = RunParams(
+            prompt=f"prompt {number}",
+            negative_prompt=f"not {number}",
+            height=side,
+            width=side,
+            num_inference_steps=num_steps,
+            sampler=list(SamplerName)[number % len(SamplerName)],
+        )
+        engine.submit(Assignment(str(number), "model", params, (0,)))
+    whole: list[float] = []
+    while engine.has_work:
+        began = time.perf_counter()
+        events = engine.step()
+        if not any(isinstance(event, ImageReady) for _, event in events):
+            whole.append(time.perf_counter() - began)
+    return whole[1:], timed.predicting[1 : len(whole)], timed.decoding
+
+
+def spread(seconds: list[float]) -> str:
+    ordered = sorted(seconds)
+    low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
+    return f"{1000 * statistics.median(seconds):8.2f} ({1000 * low:.2f} to {1000 * high:.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, help="folder of weights; without it, random ones of pinhole's size")
+    parser.add_argument("--side", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 4, 8], help="guided images, two rows each")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    print(
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {asked.threads} threads, {asked.side} px"
+    )
+    print(
+        f"{'dtype':9} {'rows':>4}  {'step ms, median (p10 to p90)':34} {'ms/row':>7} {'loop ms':>7} {'share':>6}  decode ms"
+    )
+    models = {
+        name: load_model(asked.model, dtype=getattr(torch, name)) if asked.model else RandomModel(getattr(torch, name))
+        for name in asked.dtypes
+    }
+    for num_images in asked.images:
+        for name, model in models.items():
+            whole, predicting, decoding = measure(model, num_images, asked.side, asked.steps)  # type: ignore[arg-type]
+            median = statistics.median(whole)
+            around = [step - predict for step, predict in zip(whole, predicting, strict=True)]
+            loop = statistics.median(around)
+            per_row = 1000 * median / (2 * num_images)
+            print(
+                f"{name:9} {2 * num_images:4}  {spread(whole):34} {per_row:7.2f} {1000 * loop:7.2f} {loop / median:6.1%} {spread(decoding)}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
