@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import socket
+import subprocess
+import sys
+
+from .conftest import House
+
+
+def serve(house: House, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "safelight", "serve", "--data", str(house.data), *arguments]
+    return subprocess.run(command, cwd=house.folder, capture_output=True, text=True, check=False, timeout=60)
+
+
+def last_line(answer: subprocess.CompletedProcess[str]) -> str:
+    assert answer.returncode == 1
+    assert "Traceback" not in answer.stderr
+    return answer.stderr.splitlines()[-1]
+
+
+def test_a_port_that_is_taken_is_one_line_with_the_way_out(house: House) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        answer = serve(house, "--port", str(taken.getsockname()[1]))
+    assert "--port" in last_line(answer)
+
+
+def test_the_first_start_makes_one_admin_key_and_shows_it_once(house: House) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        first, second = serve(house, "pinhole", "--port", port), serve(house, "pinhole", "--port", port)
+    assert "admin key, shown this once: sl_live_" in first.stdout
+    assert "sl_live_" not in second.stdout + second.stderr
+    keys = json.loads(house.ok("keys", "list", "--json").stdout)
+    assert [(key["name"], key["scopes"]) for key in keys] == [("admin", ["admin"])]
+
+
+def test_named_models_are_deployed_unless_their_name_is_taken(house: House) -> None:
+    house.ok("deploy", "pinhole", "--set", "height=256")
+    house.data.joinpath("serve.lock").touch()
+    with house.data.joinpath("serve.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another server runs" in last_line(serve(house, "pinhole", "stable-diffusion", "--port", "0"))
+    found = json.loads(house.ok("deployments", "--json").stdout)
+    assert [(each["name"], each["version"]) for each in found] == [("pinhole", 1), ("stable-diffusion", 1)]
+    assert found[0]["defaults"]["height"] == 256
