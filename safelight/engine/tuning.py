@@ -78,7 +78,7 @@ def _probe(dtype: torch.dtype) -> Callable[[], object]:
         torch.nn.Conv2d(192, 192, 1),
     )
     layers = layers.to(dtype=dtype).to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
-    x = torch.zeros(4, 192, 32, 32, dtype=dtype).to(memory_format=torch.channels_last)
+    x = torch.zeros(1, 192, 32, 32, dtype=dtype).to(memory_format=torch.channels_last)
     return lambda: layers(x)
 
 
