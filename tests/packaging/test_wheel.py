@@ -15,6 +15,10 @@ from safelight.catalog import PINHOLE_FOLDER
 
 ROOT = Path(__file__).parent.parent.parent
 
+needs_weights = pytest.mark.skipif(
+    not (PINHOLE_FOLDER / "model_index.json").is_file(), reason="the package has no weights of pinhole"
+)
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -43,7 +47,7 @@ def test_the_wheel_has_every_file_of_the_package(names: set[str]) -> None:
     assert any(name.startswith("safelight/store/migrations/") and name.endswith(".py") for name in names)
 
 
-@pytest.mark.skipif(not (PINHOLE_FOLDER / "model_index.json").is_file(), reason="pinhole has no weights yet")
+@needs_weights
 def test_the_wheel_has_the_weights_of_the_model_in_the_box(names: set[str]) -> None:
     assert "safelight/pinhole/model_index.json" in names
     assert any(name.startswith("safelight/pinhole/unet/") and name.endswith(".safetensors") for name in names)
@@ -54,38 +58,35 @@ def test_the_wheel_has_nothing_but_the_package(names: set[str]) -> None:
     assert roots == {"safelight", f"safelight-{safelight.__version__}.dist-info"}
 
 
-def test_the_wheel_runs_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> None:
-    python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        str(python),
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        str(wheel),
-    ]
-    subprocess.run(install, check=True)
-    # The packages Safelight stands on are those of the running environment; Safelight itself is the wheel's.
-    site = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "venv")}))
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment in which Safelight is the wheel's, and what it stands on is borrowed from here."""
+    venv = tmp_path_factory.mktemp("empty") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    python = venv / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
     (site / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    for arguments in (
-        ("--version",),
-        ("models", "--json"),
-        ("keys", "create", "first", "--data", str(tmp_path / "data")),
-    ):
-        ran = subprocess.run(
-            [str(python), "-m", "safelight", *arguments],
-            cwd=tmp_path,
-            env={},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ran.returncode == 0, ran.stderr
-    where = [str(python), "-c", "import safelight; print(safelight.__file__)"]
-    assert str(site) in subprocess.run(where, cwd=tmp_path, env={}, capture_output=True, text=True, check=True).stdout
+    return python
+
+
+def run(python: Path, folder: Path, *arguments: str) -> str:
+    """What a command says, with nothing in its environment."""
+    command = [str(python), *arguments]
+    ran = subprocess.run(command, cwd=folder, env={}, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_the_wheel_runs_in_an_environment_of_its_own(python: Path, tmp_path: Path) -> None:
+    assert str(python.parent.parent) in run(python, tmp_path, "-c", "import safelight; print(safelight.__file__)")
+    assert run(python, tmp_path, "-m", "safelight", "--version") == f"safelight {safelight.__version__}\n"
+    assert run(python, tmp_path, "-m", "safelight", "keys", "create", "first").startswith("sl_live_")
+
+
+@needs_weights
+def test_the_demo_runs_from_the_wheel(python: Path, tmp_path: Path) -> None:
+    small = ("--height", "64", "--width", "64", "--steps", "2")
+    assert "webhook, verified" in run(python, tmp_path, "-m", "safelight", "demo", *small)
+    assert len(list((tmp_path / "demo").glob("*.png"))) == 4
