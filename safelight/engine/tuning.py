@@ -18,7 +18,7 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 MIN_GAIN = 1.15
 """How much faster a second thread or a narrower dtype must be: less is not worth what it takes from others."""
 
-NUM_REPEATS = 3
+NUM_REPEATS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,6 @@ def tune(*, device: str, dtype: DtypeName, num_threads: int) -> Tuning:
     if place.type != "cpu":
         settled = _torch_dtype(dtype) or (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
         return Tuning(place, settled, torch.get_num_threads())
-    if num_threads:
-        torch.set_num_threads(num_threads)
     settled = _torch_dtype(dtype) or _fastest_dtype()
     threads = num_threads or _fastest_threads(settled)
     torch.set_num_threads(threads)
@@ -51,7 +49,9 @@ def _torch_dtype(name: DtypeName) -> torch.dtype | None:
 
 
 def _fastest_dtype() -> torch.dtype:
-    gain = _seconds(_probe(torch.float32)) / _seconds(_probe(torch.bfloat16))
+    """By processor time on one thread, which other work on the machine does not change."""
+    torch.set_num_threads(1)
+    gain = _seconds(_probe(torch.float32), time.thread_time) / _seconds(_probe(torch.bfloat16), time.thread_time)
     return torch.bfloat16 if gain >= MIN_GAIN else torch.float32
 
 
@@ -62,7 +62,7 @@ def _fastest_threads(dtype: torch.dtype) -> int:
     probe, best, best_seconds = _probe(dtype), 1, float("inf")
     for threads in [*doubled, available]:
         torch.set_num_threads(threads)
-        seconds = _seconds(probe)
+        seconds = _seconds(probe, time.perf_counter)
         if seconds * MIN_GAIN > best_seconds:
             break
         best, best_seconds = threads, seconds
@@ -78,16 +78,16 @@ def _probe(dtype: torch.dtype) -> Callable[[], object]:
         torch.nn.Conv2d(192, 192, 1),
     )
     layers = layers.to(dtype=dtype).to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
-    x = torch.zeros(1, 192, 32, 32, dtype=dtype).to(memory_format=torch.channels_last)
+    x = torch.zeros(2, 192, 32, 32, dtype=dtype).to(memory_format=torch.channels_last)
     return lambda: layers(x)
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
     """The least of a few, after one to warm up: other work only ever adds."""
     call()
     seconds = []
     for _ in range(NUM_REPEATS):
-        began = time.perf_counter()
+        began = clock()
         call()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(clock() - began)
     return min(seconds)
