@@ -21,12 +21,14 @@ from safelight.engine.events import (
     Pixels,
     StepDone,
 )
+from safelight.engine.meter import Meter
 from safelight.engine.models.base import ImageModel
 from safelight.engine.prompts import PromptCache
 from safelight.engine.rows import Rows
 from safelight.engine.samplers import initial_noise, step_table
 from safelight.engine.scheduler import Scheduler
 from safelight.engine.tasks import Assignment, Batch, BatchKey, ImageTask, LiveRun
+from safelight.metrics import EngineFigures
 from safelight.runs import RunError
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class Engine:
         self._prompts = PromptCache(prompt_cache_size)
         self._scheduler = Scheduler(max_rows=max_batch_rows)
         self._costs = Costs()
+        self._meter = Meter()
         self._runs: dict[str, LiveRun] = {}
         self._finished: deque[ImageTask] = deque()
         self._events: list[tuple[str, EngineEvent]] = []
@@ -65,8 +68,17 @@ class Engine:
     @property
     def num_free_images(self) -> int:
         """How many more images may be submitted."""
-        under_way = sum(run.num_images_left for run in self._runs.values())
-        return max(0, self._max_resident_images - under_way)
+        return max(0, self._max_resident_images - self._num_images_under_way)
+
+    @property
+    def figures(self) -> EngineFigures:
+        """What it has done so far."""
+        return self._meter.figures(num_resident_images=self._num_images_under_way)
+
+    @property
+    def _num_images_under_way(self) -> int:
+        # A copy: another thread may ask for the figures.
+        return sum(run.num_images_left for run in list(self._runs.values()))
 
     def load(self, key: str, model: ImageModel) -> None:
         """Serve `model` as `key`."""
@@ -116,7 +128,7 @@ class Engine:
         run = self._runs.get(run_id)
         if run is not None:
             self._drop(run)
-            self._events.append((run_id, AssignmentCancelled(run.run_time_ms)))
+            self._events.append((run_id, AssignmentCancelled(run.run_time_ms, run.device_ms)))
 
     def fail_all(self, error: RunError) -> None:
         """Give every run under way up."""
@@ -145,7 +157,7 @@ class Engine:
         for run in {task.run: None for task in batch.tasks if task.run.prompt is None}:
             started = self._now()
             outcome = self._encode(run)
-            run.run_time += self._now() - started
+            self._charge_alone(run, self._now() - started)
             if isinstance(outcome, RunError):
                 self._fail(run, outcome)
             else:
@@ -180,6 +192,7 @@ class Engine:
         seconds = self._now() - started
         self._charge(batch, seconds)
         self._costs.record_step(batch.key, batch.num_rows, seconds)
+        self._meter.record_step(seconds, num_rows=batch.num_rows, num_places=self._scheduler.max_rows(batch.key))
         self._advance(batch)
 
     def _rows_of(self, batch: Batch) -> Rows:
@@ -188,8 +201,17 @@ class Engine:
         return self._rows
 
     def _charge(self, batch: Batch, seconds: float) -> None:
+        """Every run of the batch worked all that time; of the device's time each has the share of its rows."""
+        self._meter.record_busy(seconds)
+        for task in batch.tasks:
+            task.run.device_time += seconds * task.num_rows / batch.num_rows
         for run in {task.run for task in batch.tasks}:
             run.run_time += seconds
+
+    def _charge_alone(self, run: LiveRun, seconds: float) -> None:
+        self._meter.record_busy(seconds)
+        run.run_time += seconds
+        run.device_time += seconds
 
     def _advance(self, batch: Batch) -> None:
         for task in batch.tasks:
@@ -223,11 +245,12 @@ class Engine:
         started = self._now()
         picture = self._picture_of(task)
         seconds = self._now() - started
-        run.run_time += seconds
+        self._charge_alone(run, seconds)
         if isinstance(picture, RunError):
             self._fail(run, picture)
             return
         self._costs.record_decode(task.key, seconds)
+        self._meter.record_decode(seconds)
         run.num_images_left -= 1
         self._events.append((run.run_id, ImageReady(task.index, task.seed, picture)))
         self._end_if_done(run)
@@ -246,11 +269,11 @@ class Engine:
     def _end_if_done(self, run: LiveRun) -> None:
         if run.num_images_left == 0:
             self._drop(run)
-            self._events.append((run.run_id, AssignmentDone(run.run_time_ms)))
+            self._events.append((run.run_id, AssignmentDone(run.run_time_ms, run.device_ms)))
 
     def _fail(self, run: LiveRun, error: RunError) -> None:
         self._drop(run)
-        self._events.append((run.run_id, AssignmentFailed(error, run.run_time_ms)))
+        self._events.append((run.run_id, AssignmentFailed(error, run.run_time_ms, run.device_ms)))
 
     def _drop(self, run: LiveRun) -> None:
         del self._runs[run.run_id]

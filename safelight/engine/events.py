@@ -40,9 +40,13 @@ class ImageReady:
 
 @dataclass(frozen=True, slots=True)
 class AssignmentDone:
-    """Every image was handed over. `run_time_ms` sums the engine passes that the run took part in."""
+    """Every image was handed over.
+
+    `run_time_ms` sums the engine passes that the run took part in, `device_ms` its share of each by rows.
+    """
 
     run_time_ms: float
+    device_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class AssignmentCancelled:
     """The run was cancelled; images that were ready before stay good."""
 
     run_time_ms: float
+    device_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ class AssignmentFailed:
 
     error: RunError
     run_time_ms: float
+    device_ms: float = 0.0
 
 
 EndEvent = AssignmentDone | AssignmentCancelled | AssignmentFailed

@@ -29,6 +29,7 @@ from safelight.engine.models.base import ImageModel
 from safelight.engine.models.loading import ModelLoader
 from safelight.engine.tasks import Assignment, ModelSpec
 from safelight.errors import ModelError
+from safelight.metrics import EngineFigures
 from safelight.runs import RunError
 
 log = logging.getLogger(__name__)
@@ -122,6 +123,11 @@ class EngineHost:
     def seconds_since_progress(self) -> float:
         """Since the engine last finished a step while it had work; 0 when it has none."""
         return self._now() - self._progress_at if self._streams else 0.0
+
+    @property
+    def figures(self) -> EngineFigures:
+        """What the engine has done so far."""
+        return self._engine.figures
 
     def generate(self, assignment: Assignment) -> AsyncIterator[EngineEvent]:
         """Hand the assignment in at once; its events, up to and with the end event. Leaving the iterator cancels it."""

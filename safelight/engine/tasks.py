@@ -52,6 +52,7 @@ class LiveRun:
     steps_done: int
     steps_total: int
     run_time: float = 0.0
+    device_time: float = 0.0
     prompt: Conditioning | None = None
     negative: Conditioning | None = None
     tasks: list[ImageTask] = field(default_factory=list)
@@ -63,6 +64,10 @@ class LiveRun:
     @property
     def run_time_ms(self) -> float:
         return 1000.0 * self.run_time
+
+    @property
+    def device_ms(self) -> float:
+        return 1000.0 * self.device_time
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
