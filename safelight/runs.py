@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -30,12 +33,56 @@ class OutputFormat(StrEnum):
 
 
 class SamplerName(StrEnum):
-    """Samplers a request can name. The maths is in `engine/samplers.py`."""
+    """Samplers a request can name; `read_sampler` knows their other names. The maths is in `engine/samplers`."""
 
     EULER = "euler"
     EULER_ANCESTRAL = "euler_ancestral"
     DDIM = "ddim"
     DPMPP_2M = "dpmpp_2m"
+    DPMPP_2M_SDE = "dpmpp_2m_sde"
+    UNIPC = "unipc"
+    HEUN = "heun"
+    LMS = "lms"
+    LCM = "lcm"
+    PNDM = "pndm"
+
+    @property
+    def spacings(self) -> tuple[Spacing, ...]:
+        """Those it can be asked for with."""
+        return _SPACINGS_OF.get(self, tuple(Spacing))
+
+    @property
+    def max_steps(self) -> int:
+        """The most steps its grid has room for: a multistep grid needs one more point than steps."""
+        return NUM_DISTILLED_STEPS if self is SamplerName.LCM else _NUM_TRAIN_STEPS - 1
+
+
+class Spacing(StrEnum):
+    """How a sampler's steps are spread over the noise; `read_spacing` knows their other names. Automatic is the wish of
+    the model, else what the sampler is known for."""
+
+    AUTOMATIC = "automatic"
+    LINSPACE = "linspace"
+    LEADING = "leading"
+    TRAILING = "trailing"
+    KARRAS = "karras"
+    EXPONENTIAL = "exponential"
+    SGM_UNIFORM = "sgm_uniform"
+
+
+NUM_DISTILLED_STEPS = 50
+"""The grid a latent consistency model was distilled on."""
+
+_NUM_TRAIN_STEPS = 1000
+
+_WHOLE_TIMESTEPS = (Spacing.AUTOMATIC, Spacing.LINSPACE, Spacing.LEADING, Spacing.TRAILING)
+
+_SPACINGS_OF: Mapping[SamplerName, tuple[Spacing, ...]] = {
+    SamplerName.DDIM: _WHOLE_TIMESTEPS,
+    SamplerName.PNDM: _WHOLE_TIMESTEPS,
+    SamplerName.LCM: (Spacing.AUTOMATIC,),
+}
+"""Samplers that do not take them all: two know the trained timesteps only, one has the grid of its student."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +98,7 @@ class RunParams:
     num_images_per_prompt: int = 1
     seed: int = 0
     sampler: SamplerName = SamplerName.EULER
+    spacing: Spacing = Spacing.AUTOMATIC
     output_format: OutputFormat = OutputFormat.PNG
 
     @property
@@ -156,12 +204,13 @@ class Pulse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a claimed run ended. `status` is one of the three end states."""
+    """How a claimed run ended. `status` is one of the three end states; `images` are those not named in the store yet."""
 
     status: RunStatus
     run_time_ms: float
     error: RunError | None = None
     warnings: tuple[str, ...] = ()
+    images: tuple[ImageRecord, ...] = ()
 
 
 class RunEventKind(StrEnum):
@@ -222,3 +271,74 @@ class Delivery:
     next_attempt_at: float | None
     num_attempts: int = 0
     attempts: tuple[DeliveryAttempt, ...] = field(default=())
+
+
+_SAMPLER_ALIASES: Mapping[str, SamplerName] = {
+    alias: sampler
+    for sampler, names in {
+        SamplerName.EULER: "Euler, k_euler, EulerDiscrete, EulerDiscreteScheduler, sample_euler",
+        SamplerName.EULER_ANCESTRAL: "Euler a, k_euler_a, k_euler_ancestral, EulerAncestralDiscrete,"
+        " EulerAncestralDiscreteScheduler, sample_euler_ancestral",
+        SamplerName.DDIM: "DDIM, DDIMScheduler",
+        SamplerName.DPMPP_2M: "DPM++ 2M, k_dpmpp_2m, DPMSolverMultistep, DPMSolverMultistepScheduler, DPM-Solver++,"
+        " DPM-Solver++(2M), sample_dpmpp_2m",
+        SamplerName.DPMPP_2M_SDE: "DPM++ 2M SDE, k_dpmpp_2m_sde, sde-dpmsolver++, sample_dpmpp_2m_sde",
+        SamplerName.UNIPC: "UniPC, uni_pc_bh2, UniPCMultistep, UniPCMultistepScheduler",
+        SamplerName.HEUN: "Heun, k_heun, HeunDiscrete, HeunDiscreteScheduler, sample_heun",
+        SamplerName.LMS: "LMS, k_lms, LMSDiscrete, LMSDiscreteScheduler, sample_lms",
+        SamplerName.LCM: "LCM, LCMScheduler",
+        SamplerName.PNDM: "PNDM, PLMS, PNDMScheduler",
+    }.items()
+    for alias in (sampler.value, *names.split(", "))
+}
+
+_SPACING_ALIASES: Mapping[str, Spacing] = {
+    **{spacing.value: spacing for spacing in Spacing},
+    "auto": Spacing.AUTOMATIC,
+    "default": Spacing.AUTOMATIC,
+    "uniform": Spacing.LINSPACE,
+    "normal": Spacing.LINSPACE,
+    "use_karras_sigmas": Spacing.KARRAS,
+    "use_exponential_sigmas": Spacing.EXPONENTIAL,
+}
+
+_NAMED_WITH_A_SAMPLER = ("karras", "exponential", "sgm_uniform")
+
+
+def read_sampler(text: str) -> tuple[SamplerName, Spacing | None]:
+    """A sampler by any name the field has for it, and the spacing where the name holds one: "DPM++ 2M Karras".
+
+    Raises ValueError with the rest of a sentence about the text.
+    """
+    known = {_plain(alias): sampler for alias, sampler in _SAMPLER_ALIASES.items()}
+    plain = _plain(text)
+    if plain in known:
+        return known[plain], None
+    for suffix in _NAMED_WITH_A_SAMPLER:
+        bare = plain.removesuffix(_plain(suffix))
+        if bare != plain and bare in known:
+            return known[bare], _SPACING_ALIASES[suffix]
+    nearest = known[_nearest(plain, known)]
+    raise ValueError(f"is not one of {', '.join(SamplerName)}; the nearest is {nearest}")
+
+
+def read_spacing(text: str) -> Spacing:
+    """A spacing by any name the field has for it. Raises ValueError with the rest of a sentence about the text."""
+    known = {_plain(alias): spacing for alias, spacing in _SPACING_ALIASES.items()}
+    plain = _plain(text)
+    if plain in known:
+        return known[plain]
+    nearest = known[_nearest(plain, known)]
+    raise ValueError(f"is not one of {', '.join(Spacing)}; the nearest is {nearest}")
+
+
+def _nearest(plain: str, known: Iterable[str]) -> str:
+    """The first of `known` where nothing is alike."""
+    choices = list(known)
+    # Cut: the time to compare grows with the square of the length, and the text is a stranger's.
+    return next(iter(difflib.get_close_matches(plain[:40], choices, n=1, cutoff=0.4)), choices[0])
+
+
+def _plain(name: str) -> str:
+    """Names of the field differ in case, blanks and signs only; the plus signs of DPM++ are its `pp`."""
+    return re.sub(r"[^a-z0-9]", "", name.casefold().replace("+", "p"))

@@ -19,11 +19,12 @@ from safelight.engine.events import (
     ImageReady,
     StepDone,
 )
+from safelight.engine.faults import ENGINE_STOPPED
 from safelight.engine.host import EngineHost
 from safelight.engine.tasks import Assignment, ModelSpec
-from safelight.errors import LostClaim, ModelError, SafelightError, TryLater
+from safelight.errors import LostClaim, ModelError, SafelightError, Stopping, TryLater
 from safelight.pictures import PictureMetadata, encode_picture
-from safelight.runs import Claim, ImageRecord, Outcome, Progress, RunError, RunStatus
+from safelight.runs import Claim, ImageRecord, Outcome, Progress, Run, RunError, RunStatus
 from safelight.store import Store
 
 log = logging.getLogger("safelight.worker")
@@ -43,7 +44,11 @@ class _Held:
     steps_total: int = 0
     eta_seconds: float | None = None
     warnings: tuple[str, ...] = ()
+    unnamed: tuple[ImageRecord, ...] = ()
     is_unreported: bool = False
+
+    def outcome(self, status: RunStatus, run_time_ms: float = 0.0, error: RunError | None = None) -> Outcome:
+        return Outcome(status=status, run_time_ms=run_time_ms, error=error, warnings=self.warnings, images=self.unnamed)
 
     def progress(self) -> Progress:
         self.is_unreported = False
@@ -77,6 +82,7 @@ class Worker:
         self._now = now
         self._held: dict[str, _Held] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._deployments: dict[tuple[str, int], Deployment] = {}
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._is_stopping = False
 
@@ -151,15 +157,15 @@ class Worker:
     async def _draw(self, held: _Held) -> Outcome:
         """Draw the images that no earlier claim has finished."""
         run = held.claim.run
-        held.deployment = await self._store.deployments.get(run.deployment, run.deployment_version)
+        held.deployment = await self._deployment_of(run)
         try:
             await self._load(held.deployment)
         except ModelError as refusal:
-            return _failure(RunError("model_unavailable", refusal.message))
+            return held.outcome(RunStatus.FAILED, error=RunError("model_unavailable", refusal.message))
         finished = {image.index for image in run.images}
         missing = tuple(index for index in range(run.params.num_images_per_prompt) if index not in finished)
         if not missing:
-            return Outcome(status=RunStatus.SUCCEEDED, run_time_ms=run.run_time_ms or 0.0)
+            return held.outcome(RunStatus.SUCCEEDED)
         assignment = Assignment(run.id, _model_key(held.deployment), run.params, missing)
         async for event in self._engine.generate(assignment):
             match event:
@@ -169,17 +175,22 @@ class Worker:
                     held.steps_done, held.steps_total = event.steps_done, event.steps_total
                     held.eta_seconds, held.is_unreported = event.eta_seconds, True
                 case ImageReady():
-                    await self._keep(held, event)
+                    await self._keep(held, event, is_last=event.index == missing[-1])
                 case AssignmentDone(run_time_ms):
-                    return Outcome(status=RunStatus.SUCCEEDED, run_time_ms=run_time_ms, warnings=held.warnings)
+                    return held.outcome(RunStatus.SUCCEEDED, run_time_ms)
                 case AssignmentCancelled(run_time_ms):
-                    return Outcome(status=RunStatus.CANCELLED, run_time_ms=run_time_ms, warnings=held.warnings)
+                    return held.outcome(RunStatus.CANCELLED, run_time_ms)
                 case AssignmentFailed(error, run_time_ms):
-                    return _failure(error, run_time_ms, held.warnings)
+                    if error.code == ENGINE_STOPPED.code:
+                        raise Stopping(error.message)
+                    return held.outcome(RunStatus.FAILED, run_time_ms, error)
         raise AssertionError("the engine ended an assignment without an end event")
 
-    async def _keep(self, held: _Held, event: ImageReady) -> None:
-        """Encode a picture off the loop, write it durably, and only then name it in the store."""
+    async def _keep(self, held: _Held, event: ImageReady, *, is_last: bool) -> None:
+        """Encode a picture off the loop, write it durably, and only then name it in the store.
+
+        The last one is named by the transaction that ends the run: one commit less for whoever waits.
+        """
         claim, deployment = held.claim, held.deployment
         assert deployment is not None
         params = claim.run.params
@@ -196,7 +207,17 @@ class Worker:
             num_bytes=stored.num_bytes,
             sha256=stored.sha256,
         )
-        await self._store.runs.add_image(claim, record)
+        if is_last:
+            held.unnamed = (record,)
+        else:
+            await self._store.runs.add_image(claim, record)
+
+    async def _deployment_of(self, run: Run) -> Deployment:
+        """A version never changes, so each is read once."""
+        version = (run.deployment, run.deployment_version)
+        if version not in self._deployments:
+            self._deployments[version] = await self._store.deployments.get(*version)
+        return self._deployments[version]
 
     async def _load(self, deployment: Deployment) -> None:
         """Wait until the engine has the deployment's model; the first caller loads it for all."""
@@ -265,15 +286,11 @@ class Worker:
 
     async def _fail(self, held: _Held, code: str, message: str) -> None:
         try:
-            await self._store.runs.finish(held.claim, _failure(RunError(code, message), warnings=held.warnings))
+            await self._store.runs.finish(held.claim, held.outcome(RunStatus.FAILED, error=RunError(code, message)))
             log.error("failed", extra={"run_id": held.claim.run.id, "code": code})
         except SafelightError as error:
             # The store is out of reach: the lease ends and the run is tried again, so nothing is lost.
             log.error("could not be ended", extra={"run_id": held.claim.run.id, "reason": error.message})
-
-
-def _failure(error: RunError, run_time_ms: float = 0.0, warnings: tuple[str, ...] = ()) -> Outcome:
-    return Outcome(status=RunStatus.FAILED, run_time_ms=run_time_ms, error=error, warnings=warnings)
 
 
 def _model_key(deployment: Deployment) -> str:

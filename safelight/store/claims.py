@@ -45,12 +45,18 @@ LEASE_END = now() + sa.bindparam("lease_seconds", type_=sa.Double)
 ONE_MORE_EVENT = {runs.c.num_events: runs.c.num_events + 1}
 WRITTEN = (*runs.c, now().label("written_at"))
 
+# A table of its own, since PostgreSQL may carry out a subquery several times and lock other runs each time.
 OLDEST = (
-    sa.select(runs.c.number).where(IS_QUEUED).order_by(runs.c.created_at, runs.c.number).limit(sa.bindparam("num_runs"))
+    sa.select(runs.c.number)
+    .where(IS_QUEUED)
+    .order_by(runs.c.created_at, runs.c.number)
+    .limit(sa.bindparam("num_runs"))
+    .with_for_update(skip_locked=True)
+    .cte("oldest")
 )
 CLAIM = (
     sa.update(runs)
-    .where(runs.c.number.in_(OLDEST))
+    .where(runs.c.number.in_(sa.select(OLDEST.c.number)))
     .values(
         {
             runs.c.status: RunStatus.RUNNING,

@@ -41,6 +41,7 @@ PLACE = (runs.c.created_at, runs.c.number)
 
 COUNT_QUEUED = sa.select(sa.func.count()).select_from(runs).where(IS_QUEUED)
 COUNT_RUNNING = sa.select(sa.func.count()).select_from(runs).where(IS_RUNNING)
+LOCK = sa.select(runs).with_for_update()
 QUEUE = sa.insert(runs).values(created_at=now()).returning(*runs.c)
 
 
@@ -103,7 +104,7 @@ class Runs:
         self._hint_runs([claim.run.id])
 
     async def finish(self, claim: Claim, outcome: Outcome) -> Run:
-        """End a claimed run, with its event and its delivery. Raises LostClaim. One transaction."""
+        """End a claimed run, with its last pictures, its event and its delivery. Raises LostClaim. One transaction."""
         assert outcome.status.has_ended, "an outcome is an end"
         run = await self._database.write(claims.finish, claim, outcome)
         self._hint_end(run)
@@ -230,12 +231,12 @@ def _columns(new: NewRun) -> dict[str, object]:
 
 
 def _get(connection: Connection, run_id: str, project: str | None) -> Run:
-    return claims.with_images(connection, _row(connection, run_id, project))
+    return claims.with_images(connection, _row(connection, sa.select(runs), run_id, project))
 
 
-def _row(connection: Connection, run_id: str, project: str | None) -> sa.Row[Any]:
-    """The row of a run, locked when the transaction writes. Raises NotFound."""
-    query = sa.select(runs).where(runs.c.id == run_id)
+def _row(connection: Connection, query: sa.Select[Any], run_id: str, project: str | None) -> sa.Row[Any]:
+    """The row of a run. Raises NotFound."""
+    query = query.where(runs.c.id == run_id)
     row = connection.execute(query if project is None else query.where(runs.c.project == project)).first()
     if row is None:
         raise NotFound("there is no such run; it may have expired", code="run_not_found")
@@ -295,7 +296,7 @@ def _backlog(connection: Connection) -> Backlog:
 
 
 def _cancel(connection: Connection, run_id: str, project: str | None) -> Run:
-    row = _row(connection, run_id, project)
+    row = _row(connection, LOCK, run_id, project)
     if row.status == RunStatus.QUEUED:
         row = claims.cancel_queued(connection, row)
     elif row.status == RunStatus.RUNNING:
@@ -305,7 +306,7 @@ def _cancel(connection: Connection, run_id: str, project: str | None) -> Run:
 
 
 def _delete(connection: Connection, run_id: str, project: str | None) -> list[str]:
-    row = _row(connection, run_id, project)
+    row = _row(connection, LOCK, run_id, project)
     if row.status == RunStatus.RUNNING:
         raise Conflict("the run is being drawn; cancel it first, then delete it", run_id=run_id)
     return _forget(connection, [run_id])

@@ -41,10 +41,10 @@ async def end_one(store: Store, **given: Any) -> Run:
     return await store.runs.finish(await claim_one(store), SUCCEEDED)
 
 
-async def draw(store: Store, claim: Claim, index: int = 0, content: bytes = b"picture") -> ImageRecord:
-    """Write a picture and name it."""
+async def write(store: Store, claim: Claim, index: int = 0, content: bytes = b"picture") -> ImageRecord:
+    """Write a picture that no row names yet."""
     stored = await store.images.write(claim.run.id, index, claim.fence, OutputFormat.PNG, content)
-    record = ImageRecord(
+    return ImageRecord(
         index=index,
         seed=index,
         output_format=OutputFormat.PNG,
@@ -52,6 +52,11 @@ async def draw(store: Store, claim: Claim, index: int = 0, content: bytes = b"pi
         num_bytes=stored.num_bytes,
         sha256=stored.sha256,
     )
+
+
+async def draw(store: Store, claim: Claim, index: int = 0, content: bytes = b"picture") -> ImageRecord:
+    """Write a picture and name it."""
+    record = await write(store, claim, index, content)
     await store.runs.add_image(claim, record)
     return record
 

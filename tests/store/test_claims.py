@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from safelight.errors import LostClaim
 from safelight.runs import Outcome, Pulse, RunError, RunStatus
 from safelight.store import Store
 
-from .making import HOOK, SUCCEEDED, claim_one, draw, end_one, kinds_of, progress_of, submit
+from .making import HOOK, SUCCEEDED, claim_one, draw, end_one, kinds_of, progress_of, submit, write
 
 
 async def test_the_oldest_queued_run_is_claimed_first(store: Store) -> None:
@@ -79,6 +81,22 @@ async def test_a_finished_run_says_how_it_ended(store: Store) -> None:
     assert isinstance(ended.run_time_ms, float)
     [*_, last] = await store.events.after(claim.run.id)
     assert (last.kind.value, last.at, last.error) == ("failed", ended.ended_at, ended.error)
+
+
+async def test_the_end_of_a_run_names_its_last_picture_in_the_same_moment(store: Store) -> None:
+    run = await submit(store)
+    late = await claim_one(store, lease_seconds=-1)
+    picture = await write(store, late)
+    await store.runs.requeue_lost(max_attempts=3)
+    with pytest.raises(LostClaim):
+        await store.runs.finish(late, replace(SUCCEEDED, images=(picture,)))
+    assert (await store.runs.get(run.id)).images == ()
+
+    claim = await claim_one(store)
+    picture = await write(store, claim)
+    ended = await store.runs.finish(claim, replace(SUCCEEDED, images=(picture,)))
+    assert ended.images == (picture,)
+    assert (await kinds_of(store, run.id))[-2:] == ["image", "succeeded"]
 
 
 async def test_a_pulse_writes_progress_and_renews_the_lease_when_asked(store: Store) -> None:
