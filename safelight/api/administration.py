@@ -17,13 +17,16 @@ from safelight.errors import Conflict, FieldError, InvalidFields, ModelError
 from safelight.keys import Key, Scope
 from safelight.runs import Delivery, DeliveryStatus, Run, RunEvent, RunParams
 from safelight.store import Store
-from safelight.store.figures import Activity, Endpoint, Placement
+from safelight.store.figures import DAY_SECONDS, Activity, Endpoint, Placement
 from safelight.store.search import RunSearch
 
 ACTIVITY_SECONDS = 2.0
-"""How long counted figures are shown again before they are counted anew."""
+"""How long counted figures are shown again before they are counted anew, where counting is cheap."""
 
-LATELY_SECONDS = 7 * 86400.0
+ACTIVITY_PATIENCE = 20.0
+"""Where it is not: this many times what counting took."""
+
+LATELY_SECONDS = 7 * DAY_SECONDS
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _UNFIT = re.compile(r"[^a-z0-9]+")
@@ -72,8 +75,11 @@ class Administration:
     async def activity(self) -> Activity:
         """The last day of the server; a moment old at most, so that many who look cost one count."""
         async with self._counting:
-            if self._activity is None or self._monotonic() - self._activity[0] > ACTIVITY_SECONDS:
-                self._activity = (self._monotonic(), await self._store.figures.activity())
+            if self._activity is None or self._monotonic() >= self._activity[0]:
+                began = self._monotonic()
+                activity = await self._store.figures.activity()
+                cost_seconds = self._monotonic() - began
+                self._activity = (began + max(ACTIVITY_SECONDS, ACTIVITY_PATIENCE * cost_seconds), activity)
             return self._activity[1]
 
     async def placements(self) -> Sequence[Placement]:
@@ -195,8 +201,8 @@ class Administration:
         return await self._store.keys.get(key_id)
 
     async def runs_by_key(self) -> Mapping[str, int]:
-        """How many runs each key started in the last week."""
-        return await self._store.figures.runs_by_key(seconds=LATELY_SECONDS)
+        """How many runs each key started in the last day."""
+        return await self._store.figures.runs_by_key(seconds=DAY_SECONDS)
 
     async def create_key(
         self, name: str, *, project: str, scopes: frozenset[Scope], expires_at: float | None
