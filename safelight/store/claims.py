@@ -152,6 +152,8 @@ def add_image(connection: Connection, claim: Claim, image: ImageRecord) -> None:
 
 
 def finish(connection: Connection, claim: Claim, outcome: Outcome) -> Run:
+    for image in outcome.images:
+        add_image(connection, claim, image)
     row = _end(
         connection,
         _as_claimed(claim),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from safelight.runs import Claim, ImageRecord, NewRun, Outcome, OutputFormat, Progress, Run, RunParams, RunStatus
@@ -10,6 +12,17 @@ from safelight.store import Store
 
 SUCCEEDED = Outcome(status=RunStatus.SUCCEEDED, run_time_ms=12.5)
 HOOK = "https://example.com/hook"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a store is: its folder, and its database where that is not a file in it."""
+
+    data: Path
+    url: str | None = None
+
+    async def open(self) -> Store:
+        return await Store.open(self.data, database_url=self.url)
 
 
 def new_run(**given: Any) -> NewRun:
@@ -41,7 +54,7 @@ async def end_one(store: Store, **given: Any) -> Run:
     return await store.runs.finish(await claim_one(store), SUCCEEDED)
 
 
-async def write(store: Store, claim: Claim, index: int = 0, content: bytes = b"picture") -> ImageRecord:
+async def write_picture(store: Store, claim: Claim, index: int = 0, content: bytes = b"picture") -> ImageRecord:
     """Write a picture that no row names yet."""
     stored = await store.images.write(claim.run.id, index, claim.fence, OutputFormat.PNG, content)
     return ImageRecord(
@@ -56,7 +69,7 @@ async def write(store: Store, claim: Claim, index: int = 0, content: bytes = b"p
 
 async def draw(store: Store, claim: Claim, index: int = 0, content: bytes = b"picture") -> ImageRecord:
     """Write a picture and name it."""
-    record = await write(store, claim, index, content)
+    record = await write_picture(store, claim, index, content)
     await store.runs.add_image(claim, record)
     return record
 

@@ -10,7 +10,7 @@ from safelight.errors import LostClaim
 from safelight.runs import Outcome, Pulse, RunError, RunStatus
 from safelight.store import Store
 
-from .making import HOOK, SUCCEEDED, claim_one, draw, end_one, kinds_of, progress_of, submit, write
+from .making import HOOK, SUCCEEDED, claim_one, draw, end_one, kinds_of, progress_of, submit, write_picture
 
 
 async def test_the_oldest_queued_run_is_claimed_first(store: Store) -> None:
@@ -86,14 +86,14 @@ async def test_a_finished_run_says_how_it_ended(store: Store) -> None:
 async def test_the_end_of_a_run_names_its_last_picture_in_the_same_moment(store: Store) -> None:
     run = await submit(store)
     late = await claim_one(store, lease_seconds=-1)
-    picture = await write(store, late)
+    picture = await write_picture(store, late)
     await store.runs.requeue_lost(max_attempts=3)
     with pytest.raises(LostClaim):
         await store.runs.finish(late, replace(SUCCEEDED, images=(picture,)))
     assert (await store.runs.get(run.id)).images == ()
 
     claim = await claim_one(store)
-    picture = await write(store, claim)
+    picture = await write_picture(store, claim)
     ended = await store.runs.finish(claim, replace(SUCCEEDED, images=(picture,)))
     assert ended.images == (picture,)
     assert (await kinds_of(store, run.id))[-2:] == ["image", "succeeded"]
