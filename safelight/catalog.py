@@ -101,7 +101,9 @@ def find_weights(model: str, *, folders: Mapping[str, Path], hf_home: Path | Non
     if entry is None:
         return _checked(Path(model), "the deployment")
     if entry.folder is not None:
-        return _checked(entry.folder, "the package")
+        if not _is_model_folder(entry.folder):
+            raise ModelError(f"the weights of {model} are missing from the package; install Safelight again")
+        return entry.folder
     cache = (hf_home or Path.home() / ".cache" / "huggingface") / "hub"
     for source in entry.hub:
         for folder in _cached_snapshots(cache, source):

@@ -204,13 +204,14 @@ class Pulse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a claimed run ended. `status` is one of the three end states; `images` are those not named in the store yet."""
+    """How a claimed run ended. `status` is one of the three end states; `images` and `progress` are what was not told yet."""
 
     status: RunStatus
     run_time_ms: float
     error: RunError | None = None
     warnings: tuple[str, ...] = ()
     images: tuple[ImageRecord, ...] = ()
+    progress: Progress | None = None
 
 
 class RunEventKind(StrEnum):

@@ -152,6 +152,8 @@ def add_image(connection: Connection, claim: Claim, image: ImageRecord) -> None:
 
 
 def finish(connection: Connection, claim: Claim, outcome: Outcome) -> Run:
+    if outcome.progress is not None:
+        pulse(connection, claim.worker_id, [outcome.progress], lease_seconds=0.0, renew=False)
     for image in outcome.images:
         add_image(connection, claim, image)
     row = _end(

@@ -99,6 +99,13 @@ async def test_the_end_of_a_run_names_its_last_picture_in_the_same_moment(store:
     assert (await kinds_of(store, run.id))[-2:] == ["image", "succeeded"]
 
 
+async def test_the_end_of_a_run_says_how_far_it_came(store: Store) -> None:
+    await submit(store)
+    claim = await claim_one(store)
+    ended = await store.runs.finish(claim, replace(SUCCEEDED, progress=progress_of(claim, 50)))
+    assert (ended.steps_done, ended.steps_total, ended.eta_seconds) == (50, 50, None)
+
+
 async def test_a_pulse_writes_progress_and_renews_the_lease_when_asked(store: Store) -> None:
     run = await submit(store)
     claim = await claim_one(store, lease_seconds=-1)
