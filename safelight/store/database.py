@@ -11,22 +11,25 @@ import fcntl
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 
 from safelight.errors import ConfigError, SafelightError, StorageFull, TryLater
-from safelight.store.writer import Writer
+from safelight.store.hint_channel import HintChannel
+from safelight.store.hint_sockets import HintSockets
+from safelight.store.notifications import Wire
+from safelight.store.writer import CommitInDoubt, Writer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,6 +45,32 @@ NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "beegfs"}
     | {"fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.rclone"}
 )
+
+OLDEST_POSTGRESQL = 130000
+POSTGRESQL_DEFAULTS = {
+    "application_name": "safelight",
+    "client_encoding": "utf8",
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""What connections are opened with unless the URL says otherwise: a server that falls silent is noticed in seconds."""
+
+POSTGRESQL_SESSION = """
+SELECT current_setting('server_encoding'),
+    set_config('lock_timeout', %s, false),
+    set_config('statement_timeout', %s, false),
+    set_config('idle_in_transaction_session_timeout', %s, false),
+    set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), false)
+"""
+"""A commit that is answered must survive power loss, so `off` is not taken from the server's settings."""
+
+STATEMENT_SECONDS = 60.0
+MIGRATION_SECONDS = 600.0
+MIGRATION_LOCK = 0x5AFE11
+"""Of all processes that open a PostgreSQL database, on any machine, one at a time migrates it."""
 
 Number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 """A row number the database hands out: SQLite does so only for INTEGER PRIMARY KEY."""
@@ -61,7 +90,47 @@ def _now_on_sqlite(element: now, compiler: SQLCompiler, **kwargs: object) -> str
 
 @compiles(now, "postgresql")
 def _now_on_postgresql(element: now, compiler: SQLCompiler, **kwargs: object) -> str:
-    return "round(extract(epoch from clock_timestamp()), 3)::double precision"
+    # As SQLite's, it stands still within a statement.
+    return "round(extract(epoch from statement_timestamp())::numeric, 3)::double precision"
+
+
+class whole(FunctionElement[int]):
+    """The integer part of a number."""
+
+    type = sa.Integer()
+    inherit_cache = True
+
+
+@compiles(whole, "sqlite")
+def _whole_on_sqlite(element: whole, compiler: SQLCompiler, **kwargs: Any) -> str:
+    return f"CAST({compiler.process(element.clauses, **kwargs)} AS INTEGER)"
+
+
+@compiles(whole, "postgresql")
+def _whole_on_postgresql(element: whole, compiler: SQLCompiler, **kwargs: Any) -> str:
+    # A cast alone would round.
+    return f"CAST(trunc({compiler.process(element.clauses, **kwargs)}) AS INTEGER)"
+
+
+class prompt_in(FunctionElement[str]):
+    """The prompt in a run's params."""
+
+    type = sa.Text()
+    inherit_cache = True
+
+
+@compiles(prompt_in, "sqlite")
+def _prompt_on_sqlite(element: prompt_in, compiler: SQLCompiler, **kwargs: Any) -> str:
+    return f"json_extract({compiler.process(element.clauses, **kwargs)}, '$.prompt')"
+
+
+@compiles(prompt_in, "postgresql")
+def _prompt_on_postgresql(element: prompt_in, compiler: SQLCompiler, **kwargs: Any) -> str:
+    # PostgreSQL reads no NUL and no lone surrogate out of JSON, and one such prompt would break the whole search: of
+    # these the JSON itself is looked through.
+    params = compiler.process(element.clauses, **kwargs)
+    unreadable = r"\\u0000|\\ud[89ab]..(?!\\ud[c-f])|(?<!\\ud[89ab]..)\\ud[c-f]"
+    return f"CASE WHEN {params} ~ '{unreadable}' THEN {params} ELSE {params}::json ->> 'prompt' END"
 
 
 class Database:
@@ -69,9 +138,11 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._turns = Path(f"{engine.url.database}-turns")
-        self._turns.touch()
-        self._writer = Writer(engine.execution_options(is_writing=True), partial(self._turn, fcntl.LOCK_EX))
+        self._turns = _turns_of(engine)
+        # A transaction that reads sees one moment only, as on SQLite.
+        self._reading = engine if _is_sqlite(engine) else engine.execution_options(isolation_level="REPEATABLE READ")
+        take_turn = partial(self._turn, fcntl.LOCK_EX)
+        self._writer = Writer(engine.execution_options(is_writing=True), take_turn, is_passing=_is_passing)
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="store-read")
 
     async def read(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -111,21 +182,47 @@ class Database:
         self._engine.dispose()
 
     def _read(self, work: Callable[[Connection], T]) -> T:
-        with self._turn(fcntl.LOCK_SH), self._engine.begin() as connection:
+        with self._turn(fcntl.LOCK_SH):
+            try:
+                return self._read_once(work)
+            except DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+            # The connection was an old one, of before the database was started again.
+            return self._read_once(work)
+
+    def _read_once(self, work: Callable[[Connection], T]) -> T:
+        with self._reading.begin() as connection:
             return work(connection)
 
-    @contextmanager
-    def _turn(self, kind: int) -> Iterator[None]:
+    def _turn(self, kind: int) -> AbstractContextManager[None]:
         """Stand in line with other processes. SQLite only asks again and again, and a busy neighbour may starve it.
 
         Only good manners: that two never write at once, SQLite's own locks see to.
         """
-        if HAS_SOUND_WAL and kind == fcntl.LOCK_SH:
-            yield
-            return
-        with self._turns.open("rb") as file:
-            fcntl.flock(file, kind)
-            yield
+        if self._turns is None or (HAS_SOUND_WAL and kind == fcntl.LOCK_SH):
+            return nullcontext()
+        return _locked(self._turns, kind)
+
+
+@contextmanager
+def _locked(path: Path, kind: int) -> Iterator[None]:
+    with path.open("rb") as file:
+        fcntl.flock(file, kind)
+        yield
+
+
+def _turns_of(engine: Engine) -> Path | None:
+    """The file that processes stand in line at; None where the database sees to that."""
+    if not _is_sqlite(engine):
+        return None
+    turns = Path(f"{engine.url.database}-turns")
+    turns.touch()
+    return turns
+
+
+def _is_sqlite(engine: Engine) -> bool:
+    return engine.dialect.name == "sqlite"
 
 
 def open_engine(data: Path, database_url: str | None) -> Engine:
@@ -133,10 +230,32 @@ def open_engine(data: Path, database_url: str | None) -> Engine:
     try:
         url = make_url(database_url or f"sqlite:///{data / 'safelight.db'}")
     except ArgumentError as error:
-        raise ConfigError("store.database_url is not a database URL, such as sqlite:////srv/safelight.db") from error
+        message = "store.database_url is not a database URL, such as postgresql://user:password@host/safelight"
+        raise ConfigError(message) from error
+    if url.get_backend_name() == "postgresql":
+        return _open_postgresql(url)
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
-        raise ConfigError("store.database_url: this version keeps its runs in an SQLite file only; leave it unset")
-    _refuse_network_file_system(Path(url.database).parent)
+        raise ConfigError(
+            "store.database_url: runs are kept in PostgreSQL or in an SQLite file; leave it unset for a file"
+        )
+    return _open_sqlite(url)
+
+
+def open_wire(engine: Engine, data: Path) -> Wire:
+    """What carries hints between the processes that have this database open. It may block for seconds."""
+    return HintSockets(data) if _is_sqlite(engine) else HintChannel(engine)
+
+
+def lock_schema(connection: Connection) -> None:
+    """Wait until no other process migrates; holds others off until the transaction ends."""
+    if connection.dialect.name == "postgresql":
+        for setting in ("lock_timeout", "statement_timeout"):
+            connection.exec_driver_sql(f"SET LOCAL {setting} = {_milliseconds(MIGRATION_SECONDS)}")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
+
+
+def _open_sqlite(url: URL) -> Engine:
+    _refuse_network_file_system(Path(url.database or "").parent)
     engine = sa.create_engine(
         url.set(drivername="sqlite+pysqlite"),
         # An isolation level of None keeps the driver from opening transactions by itself.
@@ -148,6 +267,38 @@ def open_engine(data: Path, database_url: str | None) -> Engine:
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _open_postgresql(url: URL) -> Engine:
+    defaults = {name: value for name, value in POSTGRESQL_DEFAULTS.items() if name not in url.query}
+    try:
+        engine = sa.create_engine(
+            url.set(drivername="postgresql+psycopg"),
+            connect_args=defaults,
+            isolation_level="READ COMMITTED",
+            # The readers, the writer, and the one that hears hints.
+            pool_size=NUM_READERS + 2,
+            hide_parameters=True,
+        )
+    except ModuleNotFoundError as error:
+        raise ConfigError("PostgreSQL needs one more package: pip install 'safelight[postgres]'") from error
+    event.listen(engine, "connect", _prepare_postgresql)
+    return engine
+
+
+def _prepare_postgresql(connection: Any, record: object) -> None:
+    if connection.info.server_version < OLDEST_POSTGRESQL:
+        raise ConfigError(f"this PostgreSQL is too old; take {OLDEST_POSTGRESQL // 10000} or newer")
+    connection.autocommit = True
+    limits = [str(_milliseconds(seconds)) for seconds in (BUSY_SECONDS, STATEMENT_SECONDS, STATEMENT_SECONDS)]
+    encoding, *_ = connection.execute(POSTGRESQL_SESSION, limits).fetchone()
+    connection.autocommit = False
+    if encoding != "UTF8":
+        raise ConfigError(f"the database keeps text as {encoding}; make one with ENCODING 'UTF8' TEMPLATE template0")
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
 
 
 def _prepare_sqlite(connection: DBAPIConnection, record: object) -> None:
@@ -166,24 +317,61 @@ def _begin_sqlite(connection: Connection) -> None:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turns the database's "busy" and "full" into TryLater and StorageFull."""
+    """Turns the database's "busy", "full" and "gone" into TryLater and StorageFull."""
     try:
         yield
+    except CommitInDoubt as error:
+        raise _unreachable() from error
     except DBAPIError as error:
-        known = _explain(error.orig)
+        known = _explain(error)
         if known is None:
             raise
         raise known from error
 
 
-def _explain(error: BaseException | None) -> SafelightError | None:
+def _explain(error: DBAPIError) -> SafelightError | None:
     """What a database error means to a caller who can do something about it; None for all others."""
-    primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    number = getattr(error.orig, "sqlite_errorcode", None)
+    return _explain_sqlstate(error) if number is None else _explain_sqlite(number & 0xFF)
+
+
+def _explain_sqlite(primary: int) -> SafelightError | None:
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return _busy()
     if primary == sqlite3.SQLITE_FULL:
         return StorageFull("the disk of the data folder is full; free some space", retry_after_seconds=30.0)
     return None
+
+
+def _explain_sqlstate(error: DBAPIError) -> SafelightError | None:
+    sqlstate = _sqlstate(error)
+    if sqlstate == "53100":
+        return StorageFull("the disk of the database is full; free some space", retry_after_seconds=30.0)
+    # Deadlock, serialization failure, lock not available, statement timeout.
+    if sqlstate in ("40P01", "40001", "55P03", "57014"):
+        return _busy()
+    # Connection lost, shut down or starting up, out of connections or memory, read-only after a failover; without
+    # a state when nobody answers at all.
+    is_gone = error.connection_invalidated or (isinstance(error, OperationalError) and not sqlstate)
+    return _unreachable() if is_gone or sqlstate.startswith(("08", "57P", "53", "25006", "25P03")) else None
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
+def _is_passing(error: DBAPIError) -> bool:
+    """Whether the same transaction, which was undone, may go through when it is done again at once.
+
+    Beside deadlocks: a unique key that another process was quicker to write, and a connection of before a restart.
+    """
+    return isinstance(error, IntegrityError) or error.connection_invalidated or _sqlstate(error) in ("40P01", "40001")
+
+
+def _unreachable() -> TryLater:
+    return TryLater(
+        "the database cannot be reached; send the same again in a moment", retry_after_seconds=BUSY_SECONDS / 2
+    )
 
 
 def _busy() -> TryLater:

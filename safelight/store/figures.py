@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 
 from safelight.deployments import DeploymentStatus
 from safelight.runs import DeliveryStatus, RunStatus
-from safelight.store.database import Database, now
+from safelight.store.database import Database, now, whole
 from safelight.store.schema import deliveries, images, placements, runs
 
 HOUR_SECONDS = 3600.0
@@ -134,7 +134,7 @@ def _activity(connection: Connection) -> Activity:
 
 
 def _age_in_hours(at: float, column: sa.Column[Any]) -> sa.ColumnElement[int]:
-    return sa.cast((at - column) / HOUR_SECONDS, sa.Integer)
+    return whole((at - column) / HOUR_SECONDS)
 
 
 def _images_by_hour(connection: Connection, at: float) -> list[HourCount]:
@@ -190,7 +190,7 @@ def _failed_deliveries(connection: Connection, at: float) -> dict[int, int]:
 
 
 def _runs_by_day(connection: Connection, deployment: str, num_days: int) -> dict[int, int]:
-    day = sa.cast(runs.c.created_at / DAY_SECONDS, sa.Integer).label("day")
+    day = whole(runs.c.created_at / DAY_SECONDS).label("day")
     query = (
         sa.select(day, sa.func.count())
         .where(runs.c.deployment == deployment, runs.c.created_at > now() - num_days * DAY_SECONDS)

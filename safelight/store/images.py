@@ -85,16 +85,16 @@ class ImageFolder:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
         return StoredImage(path, len(data), hashlib.sha256(data).hexdigest())
 
     def _make_parents(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Another process may have made these and not yet synced them, so "it was there" is not enough.
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
         if folder.parent.name not in self._lasting_shelves:
-            _sync_folder(self._folder)
-            _sync_folder(self._folder.parent)
+            sync_folder(self._folder)
+            sync_folder(self._folder.parent)
             self._lasting_shelves.add(folder.parent.name)
 
     def _remove(self, files: list[Path]) -> None:
@@ -120,7 +120,8 @@ class ImageFolder:
         return file.relative_to(self._folder).as_posix()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive power loss."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -14,10 +14,16 @@ REVISION = "0001"
 
 
 class Text(sa.types.TypeDecorator[str]):
-    """Text that every database can store: lone surrogates and NUL become the replacement character."""
+    """Text that every database can store: lone surrogates and NUL become the replacement character.
+
+    Compared byte by byte everywhere: what counts as greater must not hang on the language of a PostgreSQL server.
+    """
 
     impl = sa.Text
     cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[str]:
+        return sa.Text(collation="C" if dialect.name == "postgresql" else None)
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
         if value is None or (value.isascii() and "\0" not in value):

@@ -10,10 +10,10 @@ from sqlalchemy.engine import Connection
 
 from safelight.runs import Run, RunStatus
 from safelight.store import claims
-from safelight.store.database import Database
+from safelight.store.database import Database, prompt_in
 from safelight.store.rows import run_from
 from safelight.store.runs import cursor_at, read_cursor
-from safelight.store.schema import runs
+from safelight.store.schema import Text, runs
 
 STRETCH = 10_000
 """Runs that one call looks through at most for a word or a key; its cursor leads on to older ones."""
@@ -92,7 +92,7 @@ def _looked_at(wanted: RunSearch) -> list[sa.ColumnElement[bool]]:
     if wanted.key_id is not None:
         conditions.append(runs.c.key_id == wanted.key_id)
     if wanted.text is not None:
-        prompt = sa.func.json_extract(runs.c.params, "$.prompt", type_=sa.Text)
+        prompt = sa.type_coerce(prompt_in(runs.c.params), Text)
         conditions.append(prompt.icontains(wanted.text, autoescape=True))
     return conditions
 

@@ -17,15 +17,15 @@ from typing import Self
 from sqlalchemy.engine import Engine
 
 from safelight.errors import ConfigError
-from safelight.store.database import Database, open_engine
+from safelight.store.database import Database, open_engine, open_wire
 from safelight.store.deliveries import Deliveries
 from safelight.store.deployments import DeploymentTable
 from safelight.store.events import Events
 from safelight.store.figures import Figures
-from safelight.store.images import ImageFolder
+from safelight.store.images import ImageFolder, sync_folder
 from safelight.store.keys import Keys
 from safelight.store.migrations import migrate
-from safelight.store.notifications import Notifications
+from safelight.store.notifications import Notifications, Wire
 from safelight.store.runs import Runs
 from safelight.store.search import Search
 from safelight.store.sign_in import SignInLinks
@@ -34,10 +34,10 @@ from safelight.store.sign_in import SignInLinks
 class Store:
     """Everything that lasts. Any number of processes may have the same store open."""
 
-    def __init__(self, data: Path, database: Database, secret: bytes) -> None:
+    def __init__(self, data: Path, database: Database, wire: Wire, secret: bytes) -> None:
         self._database = database
         self._secret = secret
-        self.notifications = Notifications(data)
+        self.notifications = Notifications(wire)
         self.images = ImageFolder(data / "images")
         self.runs = Runs(database, self.notifications, self.images)
         self.events = Events(database)
@@ -51,8 +51,8 @@ class Store:
     @classmethod
     async def open(cls, data: Path, *, database_url: str | None = None) -> Self:
         """Open the store in `data`, made and migrated if need be. Raises ConfigError, StorageFull, TryLater."""
-        engine, secret = await asyncio.to_thread(_prepare, data, database_url)
-        store = cls(data, Database(engine), secret)
+        engine, wire, secret = await asyncio.to_thread(_prepare, data, database_url)
+        store = cls(data, Database(engine), wire, secret)
         store.notifications.start()
         return store
 
@@ -85,13 +85,14 @@ class Store:
         return num_swept
 
 
-def _prepare(data: Path, database_url: str | None) -> tuple[Engine, bytes]:
+def _prepare(data: Path, database_url: str | None) -> tuple[Engine, Wire, bytes]:
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone(data):
             engine = open_engine(data, database_url)
             migrate(engine)
-            return engine, _server_secret(data)
+            secret = _server_secret(data)
+        return engine, open_wire(engine, data), secret
     except OSError as error:
         raise ConfigError(f"the data folder {data} cannot be used: {error.strerror}") from error
 
@@ -115,6 +116,9 @@ def _server_secret(data: Path) -> bytes:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        # Keys and signatures made with it must not outlive it.
+        sync_folder(path.parent)
+        sync_folder(path.parent.parent)
     secret = path.read_bytes()
     if len(secret) != 32:
         raise ConfigError(f"{path} is damaged; restore it, or remove it and make all keys anew")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -19,6 +19,13 @@ MAX_TOGETHER = 64
 """Writes in one commit: the first of them waits for all the others."""
 
 
+MAX_TIMES_ALONE = 4
+
+
+class CommitInDoubt(Exception):
+    """The connection was lost in the middle of a commit: nobody can tell whether it happened."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Write:
     work: Callable[[Connection], Any]
@@ -26,17 +33,27 @@ class _Write:
 
 
 class Writer:
-    """Takes writes in arrival order and answers each once it is durable. One that fails undoes only itself."""
+    """Takes writes in arrival order and answers each once it is durable. One that fails undoes only itself.
 
-    def __init__(self, engine: Engine, take_turn: Callable[[], AbstractContextManager[None]]) -> None:
+    `is_passing` tells which errors of the database may be gone when the same is done again.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        take_turn: Callable[[], AbstractContextManager[None]],
+        *,
+        is_passing: Callable[[DBAPIError], bool],
+    ) -> None:
         self._engine = engine
         self._take_turn = take_turn
+        self._is_passing = is_passing
         self._waiting: SimpleQueue[_Write | None] = SimpleQueue()
         self._thread = Thread(target=self._serve, name="store-write", daemon=True)
         self._thread.start()
 
     def submit(self, work: Callable[[Connection], T]) -> Future[T]:
-        """Put `work` in the queue. It may run twice, the first time undone. Cancelling works until it is begun."""
+        """Put `work` in the queue. It may run again, undone each time but the last. Cancelling works until it is begun."""
         write = _Write(work)
         self._waiting.put(write)
         return cast("Future[T]", write.future)
@@ -76,7 +93,7 @@ class Writer:
             self._commit_alone(writes[0])
             return
         try:
-            with self._engine.begin() as connection:
+            with self._transaction() as connection:
                 ends = [_attempt(connection, write) for write in writes]
         except DBAPIError:
             for write in writes:
@@ -86,16 +103,33 @@ class Writer:
             end()
 
     def _commit_alone(self, write: _Write) -> None:
+        for times_left in reversed(range(MAX_TIMES_ALONE)):
+            try:
+                with self._transaction() as connection:
+                    result = write.work(connection)
+            except BaseException as error:
+                if times_left and isinstance(error, DBAPIError) and self._is_passing(error):
+                    continue
+                write.future.set_exception(error)
+            else:
+                write.future.set_result(result)
+            return
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """Raises CommitInDoubt where doing all of it again might do it twice."""
+        is_worked_out = False
         try:
             with self._engine.begin() as connection:
-                result = write.work(connection)
-        except BaseException as error:
-            write.future.set_exception(error)
-        else:
-            write.future.set_result(result)
+                yield connection
+                is_worked_out = True
+        except DBAPIError as error:
+            if is_worked_out and error.connection_invalidated:
+                raise CommitInDoubt from error
+            raise
 
 
-def _attempt(connection: Connection, write: _Write) -> Callable[[], None]:
+def _attempt(connection: Connection, write: _Write, *, is_second: bool = False) -> Callable[[], None]:
     """Do one of several writes. How to answer it, once all are durable."""
     try:
         with connection.begin_nested():
@@ -103,6 +137,9 @@ def _attempt(connection: Connection, write: _Write) -> Callable[[], None]:
     except DBAPIError as error:
         if not isinstance(error, IntegrityError):
             raise
+        if not is_second:
+            # Another process may have written the same key since this one looked; now it sees it.
+            return _attempt(connection, write, is_second=True)
         failure: Exception = error
     except Exception as error:
         failure = error

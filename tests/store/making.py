@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from safelight.runs import Claim, ImageRecord, NewRun, Outcome, OutputFormat, Progress, Run, RunParams, RunStatus
 from safelight.store import Store
 
 SUCCEEDED = Outcome(status=RunStatus.SUCCEEDED, run_time_ms=12.5)
+on_sqlite = pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+on_postgresql = pytest.mark.parametrize("kind", ["postgresql"], indirect=True)
 HOOK = "https://example.com/hook"
 
 

@@ -1,10 +1,16 @@
-"""The life of runs as a machine: Hypothesis walks it in every order, and a small model says what must hold."""
+"""The life of runs as a machine: Hypothesis walks it in every order, and a small model says what must hold.
+
+The same steps are taken on SQLite and on PostgreSQL side by side: both must do as the model says, so their traces are
+the same.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +31,10 @@ from hypothesis.stateful import (
 from safelight.errors import LostClaim
 from safelight.runs import Claim, Outcome, RunError, RunStatus
 from safelight.store import Store
+from tests.postgres import Postgres, find_programs
 
-from .making import HOOK, kinds_of, new_run, progress_of
+from .conftest import copied
+from .making import HOOK, Place, kinds_of, new_run, progress_of
 
 MAX_ATTEMPTS = 2
 MEMORY = Path("/dev/shm")
@@ -53,93 +61,109 @@ class Expected:
         self.kinds.append(kind)
 
 
+Side = list[Store]
+"""Two stores over one database, that take turns."""
+
+
 class LifeOfRuns(RuleBasedStateMachine):
     template: Path
-    claims: Bundle[Claim] = Bundle("claims")
+    server: Postgres | None
+    claims: Bundle[list[Claim]] = Bundle("claims")
+    """Of one run: its claim on each side."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
         self.runner = asyncio.Runner()
         self.expected: dict[str, Expected] = {}
-
-        data = Path(shutil.copytree(self.template, self.folder / "data"))
-        self.stores = [self.do(Store.open(data)) for _ in range(2)]
+        self.leaving = contextlib.ExitStack()
+        folder = tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None)
+        data = Path(self.leaving.enter_context(folder))
+        places = [Place(Path(shutil.copytree(self.template, data / "sqlite")))]
+        if self.server is not None:
+            places.append(Place(data / "postgresql", self.leaving.enter_context(copied(self.server))))
+        self.sides = [[self.do(place.open()) for _ in range(2)] for place in places]
 
     def teardown(self) -> None:
-        self.do(self.check_traces(self.store))
-        for store in self.stores:
-            self.do(store.close())
+        for side in self.sides:
+            self.do(self.check_traces(side[0]))
+            for store in side:
+                self.do(store.close())
         self.runner.close()
-        shutil.rmtree(self.folder)
+        self.leaving.close()
 
     def do(self, work: Any) -> Any:
         return self.runner.run(work)
 
-    @property
-    def store(self) -> Store:
-        """One of two over the same file, by turns."""
-        self.stores.reverse()
-        return self.stores[0]
+    def each(self, ask: Callable[[Store], Any]) -> list[Any]:
+        """What each side answers."""
+        for side in self.sides:
+            side.reverse()
+        return [self.do(ask(side[0])) for side in self.sides]
 
-    def holds(self, claim: Claim) -> bool:
-        run = self.expected[claim.run.id]
-        return run.status is RunStatus.RUNNING and run.fence == claim.fence
+    def holds(self, claim: list[Claim]) -> bool:
+        run = self.expected[claim[0].run.id]
+        return run.status is RunStatus.RUNNING and run.fence == claim[0].fence
 
     @rule(has_webhook=st.booleans())
     def submit(self, has_webhook: bool) -> None:
         new = new_run(webhook_endpoint=HOOK if has_webhook else None)
-        self.do(self.store.runs.create(new, max_queued=100))
+        self.each(lambda store: store.runs.create(new, max_queued=100))
         self.expected[new.id] = Expected(has_webhook=has_webhook)
 
     @rule(target=claims, limit=st.integers(1, 3), is_lease_over=st.booleans())
     def claim(self, limit: int, is_lease_over: bool) -> Any:
         queued = [run_id for run_id, run in self.expected.items() if run.status is RunStatus.QUEUED]
         lease_seconds = -1.0 if is_lease_over else 600.0
-        claimed = self.do(self.store.runs.claim("worker", limit=limit, lease_seconds=lease_seconds))
-        assert [claim.run.id for claim in claimed] == queued[:limit]
-        for claim in claimed:
-            run = self.expected[claim.run.id]
+        sides = self.each(lambda store: store.runs.claim("worker", limit=limit, lease_seconds=lease_seconds))
+        for claimed in sides:
+            assert [claim.run.id for claim in claimed] == queued[:limit]
+        for run_id in queued[:limit]:
+            run = self.expected[run_id]
             run.fence, run.num_attempts = run.fence + 1, run.num_attempts + 1
             run.is_lease_over = is_lease_over
             run.move(RunStatus.RUNNING, "started")
-        return multiple(*claimed)
+        return multiple(*(list(claim) for claim in zip(*sides, strict=True)))
 
     @rule(claim=claims, renew=st.booleans())
-    def pulse(self, claim: Claim, renew: bool) -> None:
-        pulse = self.do(self.store.runs.pulse("worker", [progress_of(claim)], lease_seconds=600, renew=renew))
-        run = self.expected[claim.run.id]
-        assert bool(pulse.lost) is not self.holds(claim)
-        assert bool(pulse.cancel_requested) is (self.holds(claim) and run.is_cancel_requested)
+    def pulse(self, claim: list[Claim], renew: bool) -> None:
+        progress = [progress_of(claim[0])]
+        run = self.expected[claim[0].run.id]
+        for pulse in self.each(lambda store: store.runs.pulse("worker", progress, lease_seconds=600, renew=renew)):
+            assert bool(pulse.lost) is not self.holds(claim)
+            assert bool(pulse.cancel_requested) is (self.holds(claim) and run.is_cancel_requested)
         run.is_lease_over = run.is_lease_over and not (renew and self.holds(claim))
 
     @rule(claim=claims, status=st.sampled_from(ENDS))
-    def finish(self, claim: Claim, status: RunStatus) -> None:
+    def finish(self, claim: list[Claim], status: RunStatus) -> None:
         error = RunError("out_of_memory", "use a smaller side") if status is RunStatus.FAILED else None
-        self.write(claim, self.store.runs.finish(claim, Outcome(status=status, run_time_ms=1.0, error=error)), status)
+        outcome = Outcome(status=status, run_time_ms=1.0, error=error)
+        self.write(claim, lambda store, mine: store.runs.finish(mine, outcome), status)
 
     @rule(claim=consumes(claims))
-    def release(self, claim: Claim) -> None:
-        run = self.expected[claim.run.id]
+    def release(self, claim: list[Claim]) -> None:
+        run = self.expected[claim[0].run.id]
         status = RunStatus.CANCELLED if run.is_cancel_requested else RunStatus.QUEUED
         run.num_attempts -= self.holds(claim) and status is RunStatus.QUEUED
-        self.write(claim, self.store.runs.release(claim), status)
+        self.write(claim, lambda store, mine: store.runs.release(mine), status)
 
-    def write(self, claim: Claim, work: Any, status: RunStatus) -> None:
+    def write(self, claim: list[Claim], work: Callable[[Store, Claim], Any], status: RunStatus) -> None:
+        for side, mine in zip(self.sides, claim, strict=True):
+            side.reverse()
+            if self.holds(claim):
+                self.do(work(side[0], mine))
+            else:
+                with pytest.raises(LostClaim):
+                    self.do(work(side[0], mine))
         if self.holds(claim):
-            self.do(work)
             kind = "requeued" if status is RunStatus.QUEUED else status.value
-            self.expected[claim.run.id].move(status, kind)
-        else:
-            with pytest.raises(LostClaim):
-                self.do(work)
+            self.expected[claim[0].run.id].move(status, kind)
 
     @rule(number=st.integers(0, 30))
     def cancel(self, number: int) -> None:
         if not self.kept:
             return
         run_id, run = list(self.kept.items())[number % len(self.kept)]
-        self.do(self.store.runs.cancel(run_id))
+        self.each(lambda store: store.runs.cancel(run_id))
         if run.status is RunStatus.QUEUED:
             run.move(RunStatus.CANCELLED, "cancelled")
         elif run.status is RunStatus.RUNNING:
@@ -147,7 +171,7 @@ class LifeOfRuns(RuleBasedStateMachine):
 
     @rule()
     def requeue_lost(self) -> None:
-        self.do(self.store.runs.requeue_lost(max_attempts=MAX_ATTEMPTS))
+        self.each(lambda store: store.runs.requeue_lost(max_attempts=MAX_ATTEMPTS))
         for run in self.expected.values():
             if run.status is RunStatus.RUNNING and run.is_lease_over:
                 if run.is_cancel_requested:
@@ -160,7 +184,8 @@ class LifeOfRuns(RuleBasedStateMachine):
     @rule()
     def prune(self) -> None:
         forgotten = [run for run in self.kept.values() if run.status.has_ended and not run.has_webhook]
-        assert self.do(self.store.runs.prune(older_than_seconds=-1)) == len(forgotten)
+        pruned = self.each(lambda store: store.runs.prune(older_than_seconds=-1))
+        assert set(pruned) == {len(forgotten)}
         for run in forgotten:
             run.is_kept = False
 
@@ -170,7 +195,7 @@ class LifeOfRuns(RuleBasedStateMachine):
 
     @invariant()
     def the_store_shows_what_is_expected(self) -> None:
-        self.do(self.check(self.store))
+        self.each(self.check)
 
     async def check(self, store: Store) -> None:
         shown = {run.id: run for run in (await store.runs.list(limit=1000))[0]}
@@ -189,16 +214,20 @@ class LifeOfRuns(RuleBasedStateMachine):
         assert sorted(told) == sorted(id_ for id_, run in self.kept.items() if run.has_webhook and run.status.has_ended)
 
 
-def test_the_life_of_runs_in_every_order(migrated: Path) -> None:
-    class Life(LifeOfRuns):
-        template = migrated
-
+def walk(template: Path, server: Postgres | None, *, num_walks: int, num_steps: int) -> None:
+    """Raises what a walk found wrong, with the shortest one that does."""
+    life = type("Life", (LifeOfRuns,), {"template": template, "server": server})
     run_state_machine_as_test(
-        Life,
+        life,
         settings=settings(
-            max_examples=8,
-            stateful_step_count=20,
+            max_examples=num_walks,
+            stateful_step_count=num_steps,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_the_life_of_runs_in_every_order_on_both_databases(migrated: Path, request: pytest.FixtureRequest) -> None:
+    server = request.getfixturevalue("migrated_postgres") if find_programs() else None
+    walk(migrated, server, num_walks=8, num_steps=20)

@@ -18,6 +18,8 @@ from safelight.store.database import open_engine
 from safelight.store.migrations import alembic_config, migrate
 from safelight.store.schema import REVISION, metadata
 
+from .making import Place, on_sqlite
+
 
 def everything_in(path: Path) -> set[str]:
     with sqlite3.connect(path) as connection:
@@ -33,9 +35,9 @@ def test_migrations_end_at_the_schema(migrated: Path, tmp_path: Path) -> None:
     assert everything_in(migrated / "safelight.db") == everything_in(tmp_path / "made.db")
 
 
-def test_alembic_finds_nothing_to_migrate(data: Path) -> None:
+def test_alembic_finds_nothing_to_migrate(place: Place) -> None:
     config = alembic_config()
-    with open_engine(data, None).connect() as connection:
+    with open_engine(place.data, place.url).connect() as connection:
         config.attributes["connection"] = connection
         command.check(config)
 
@@ -44,21 +46,25 @@ def test_the_newest_migration_is_the_one_the_schema_names() -> None:
     assert ScriptDirectory.from_config(alembic_config()).get_heads() == [REVISION]
 
 
+@on_sqlite
 def test_a_database_up_to_date_is_left_alone(data: Path) -> None:
     before = (data / "safelight.db").read_bytes()
     migrate(open_engine(data, None))
     assert (data / "safelight.db").read_bytes() == before
 
 
-async def test_a_database_of_a_newer_version_is_refused(data: Path) -> None:
-    with sqlite3.connect(data / "safelight.db") as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+async def test_a_database_of_a_newer_version_is_refused(place: Place) -> None:
+    with open_engine(place.data, place.url).begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(ConfigError, match="newer Safelight"):
-        await Store.open(data)
+        await place.open()
 
 
-def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = open_engine(tmp_path, None)
+def test_a_migration_that_fails_leaves_the_database_as_it_was(
+    empty_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty_place.data.mkdir()
+    engine = open_engine(empty_place.data, empty_place.url)
     monkeypatch.setattr("alembic.op.create_index", None)
     with pytest.raises(TypeError):
         migrate(engine)
@@ -68,6 +74,7 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path: Path, mo
     assert "runs" in sa.inspect(engine).get_table_names()
 
 
+@on_sqlite
 async def test_one_process_at_a_time_prepares_a_folder(data: Path) -> None:
     with (data / "opening.lock").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

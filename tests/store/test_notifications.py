@@ -5,20 +5,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from safelight.store import Listener, Notifications, Store
-from safelight.store.notifications import MAX_ADDRESS_BYTES
+from safelight.store.database import open_engine, open_wire
+from safelight.store.hint_sockets import MAX_ADDRESS_BYTES, HintSockets
+from safelight.store.notifications import Wire
+from tests.postgres import Postgres
 
 from .making import claim_one, submit
 
+Join = Callable[[], AbstractContextManager[Notifications]]
+
+
+@pytest.fixture
+def join(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Join:
+    """Each call is as another process that joins."""
+    url: str | None = None
+    if kind == "postgresql":
+        server: Postgres = request.getfixturevalue("postgres")
+        url = server.url()
+    return lambda: joined(open_wire(open_engine(tmp_path, url), tmp_path))
+
+
+def started(data: Path) -> AbstractContextManager[Notifications]:
+    return joined(HintSockets(data))
+
 
 @contextlib.contextmanager
-def started(data: Path) -> Iterator[Notifications]:
-    notifications = Notifications(data)
+def joined(wire: Wire) -> Iterator[Notifications]:
+    notifications = Notifications(wire)
     notifications.start()
     try:
         yield notifications
@@ -30,10 +50,10 @@ async def hinted(listener: Listener) -> bool:
     return await listener.wait(2.0)
 
 
-async def test_a_hint_wakes_listeners_here_and_elsewhere(tmp_path: Path) -> None:
+async def test_a_hint_wakes_listeners_here_and_elsewhere(join: Join) -> None:
     with (
-        started(tmp_path) as here,
-        started(tmp_path) as there,
+        join() as here,
+        join() as there,
         here.listen("queue") as near,
         there.listen("cancel", "queue") as far,
         there.listen("cancel") as deaf,
@@ -43,33 +63,33 @@ async def test_a_hint_wakes_listeners_here_and_elsewhere(tmp_path: Path) -> None
         assert not await deaf.wait(0.01)
 
 
-async def test_a_hint_between_two_waits_is_not_lost_and_counts_once(tmp_path: Path) -> None:
-    with started(tmp_path) as here, here.listen("queue") as listener:
+async def test_a_hint_between_two_waits_is_not_lost_and_counts_once(join: Join) -> None:
+    with join() as here, here.listen("queue") as listener:
         here.publish("queue")
         here.publish("queue")
         assert await listener.wait(0)
         assert not await listener.wait(0.01)
 
 
-async def test_a_waiting_listener_is_woken_at_once(tmp_path: Path) -> None:
-    with started(tmp_path) as here, started(tmp_path) as there, there.listen("queue") as listener:
+async def test_a_waiting_listener_is_woken_at_once(join: Join) -> None:
+    with join() as here, join() as there, there.listen("queue") as listener:
         waiting = asyncio.create_task(listener.wait(30.0))
         await asyncio.sleep(0.01)
         here.publish("queue")
         assert await asyncio.wait_for(waiting, 2.0)
 
 
-async def test_many_hints_of_one_moment_all_arrive(tmp_path: Path) -> None:
-    with started(tmp_path) as here, started(tmp_path) as there, contextlib.ExitStack() as listening:
+async def test_many_hints_of_one_moment_all_arrive(join: Join) -> None:
+    with join() as here, join() as there, contextlib.ExitStack() as listening:
         listeners = [listening.enter_context(there.listen(f"run:{number}")) for number in range(300)]
         for number in range(300):
             here.publish(f"run:{number}")
         assert all([await hinted(listener) for listener in listeners])
 
 
-async def test_a_hint_of_a_process_that_then_ends_arrives(tmp_path: Path) -> None:
-    with started(tmp_path) as there, there.listen("queue") as listener:
-        with started(tmp_path) as here:
+async def test_a_hint_of_a_process_that_then_ends_arrives(join: Join) -> None:
+    with join() as there, there.listen("queue") as listener:
+        with join() as here:
             here.publish("queue")
         assert await hinted(listener)
 

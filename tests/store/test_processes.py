@@ -17,7 +17,7 @@ import pytest
 from safelight.runs import RunStatus
 from safelight.store import Store
 
-from .making import HOOK, SUCCEEDED, claim_one, draw, kinds_of, new_run, submit
+from .making import HOOK, SUCCEEDED, Place, claim_one, draw, kinds_of, new_run, submit
 
 Work = Callable[..., Awaitable[None]]
 
@@ -30,8 +30,8 @@ def start() -> Iterator[Callable[..., BaseProcess]]:
     """Start a process that opens the store in a folder and does something with it."""
     started: list[BaseProcess] = []
 
-    def start(work: Work, data: Path, *given: Any) -> BaseProcess:
-        process = FORK.Process(target=_work, args=(work, data, *given), daemon=True)
+    def start(work: Work, place: Place, *given: Any) -> BaseProcess:
+        process = FORK.Process(target=_work, args=(work, place, *given), daemon=True)
         process.start()
         started.append(process)
         return process
@@ -42,16 +42,16 @@ def start() -> Iterator[Callable[..., BaseProcess]]:
         process.join()
 
 
-def _work(work: Work, data: Path, *given: Any) -> None:
+def _work(work: Work, place: Place, *given: Any) -> None:
     async def open_and_work() -> None:
-        async with await Store.open(data) as store:
+        async with await place.open() as store:
             await work(store, *given)
 
     asyncio.run(open_and_work())
 
 
-def in_store(data: Path, work: Work, *given: Any) -> None:
-    _work(work, data, *given)
+def in_store(place: Place, work: Work, *given: Any) -> None:
+    _work(work, place, *given)
 
 
 def joined(processes: list[BaseProcess]) -> None:
@@ -69,9 +69,9 @@ async def drain(store: Store, worker_id: str) -> None:
         await asyncio.gather(*(store.runs.finish(claim, SUCCEEDED) for claim in claimed))
 
 
-def test_workers_in_several_processes_claim_each_run_once(data: Path, start: Callable[..., BaseProcess]) -> None:
-    in_store(data, submit_some, 60)
-    joined([start(drain, data, f"worker-{number}") for number in range(3)])
+def test_workers_in_several_processes_claim_each_run_once(place: Place, start: Callable[..., BaseProcess]) -> None:
+    in_store(place, submit_some, 60)
+    joined([start(drain, place, f"worker-{number}") for number in range(3)])
 
     async def check(store: Store) -> None:
         runs, _ = await store.runs.list(limit=100)
@@ -81,7 +81,7 @@ def test_workers_in_several_processes_claim_each_run_once(data: Path, start: Cal
         for run in runs[:5]:
             assert await kinds_of(store, run.id) == ["queued", "started", "succeeded"]
 
-    in_store(data, check)
+    in_store(place, check)
 
 
 async def submit_with_keys(store: Store, count: int) -> None:
@@ -89,30 +89,30 @@ async def submit_with_keys(store: Store, count: int) -> None:
     await asyncio.gather(*(store.runs.create(new, max_queued=1000) for new in asked))
 
 
-def test_one_idempotency_key_makes_one_run_across_processes(data: Path, start: Callable[..., BaseProcess]) -> None:
-    joined([start(submit_with_keys, data, 15) for _ in range(4)])
+def test_one_idempotency_key_makes_one_run_across_processes(place: Place, start: Callable[..., BaseProcess]) -> None:
+    joined([start(submit_with_keys, place, 15) for _ in range(4)])
 
     async def check(store: Store) -> None:
         assert (await store.runs.backlog()).num_queued == 15
 
-    in_store(data, check)
+    in_store(place, check)
 
 
 def test_processes_that_start_at_once_find_one_migrated_store(
-    tmp_path: Path, start: Callable[..., BaseProcess]
+    tmp_path: Path, empty_place: Place, start: Callable[..., BaseProcess]
 ) -> None:
     async def make_a_key(store: Store, name: str) -> None:
         _, secret = await store.keys.create(name, scopes=frozenset({"predict"}))  # type: ignore[arg-type]
         (tmp_path / name).write_text(secret)
 
-    joined([start(make_a_key, tmp_path / "data", f"key-{number}") for number in range(4)])
+    joined([start(make_a_key, empty_place, f"key-{number}") for number in range(4)])
 
     async def check(store: Store) -> None:
         for number in range(4):
             name = f"key-{number}"
             assert (await store.keys.authenticate((tmp_path / name).read_text())).name == name
 
-    in_store(tmp_path / "data", check)
+    in_store(empty_place, check)
 
 
 async def claim_and_hang(store: Store, started: Any) -> None:
@@ -122,10 +122,10 @@ async def claim_and_hang(store: Store, started: Any) -> None:
     await asyncio.sleep(60)
 
 
-def test_a_killed_worker_loses_nothing_and_another_goes_on(data: Path, start: Callable[..., BaseProcess]) -> None:
-    in_store(data, submit_some, 1)
+def test_a_killed_worker_loses_nothing_and_another_goes_on(place: Place, start: Callable[..., BaseProcess]) -> None:
+    in_store(place, submit_some, 1)
     started = FORK.Event()
-    worker = start(claim_and_hang, data, started)
+    worker = start(claim_and_hang, place, started)
     assert started.wait(20)
     worker.kill()
     worker.join()
@@ -142,7 +142,7 @@ def test_a_killed_worker_loses_nothing_and_another_goes_on(data: Path, start: Ca
         assert await kinds_of(store, ended.id) == ["queued", "started", "image", "requeued", "started", "succeeded"]
         assert len(await store.deliveries.list()) == 1
 
-    in_store(data, go_on)
+    in_store(place, go_on)
 
 
 async def submit_for_ever(store: Store, tell: int) -> None:
@@ -156,11 +156,11 @@ async def submit_for_ever(store: Store, tell: int) -> None:
     await asyncio.gather(*(lane() for _ in range(4)))
 
 
-def test_what_was_accepted_before_a_kill_is_there_after_it(data: Path, start: Callable[..., BaseProcess]) -> None:
+def test_what_was_accepted_before_a_kill_is_there_after_it(place: Place, start: Callable[..., BaseProcess]) -> None:
     told, tell = os.pipe()
     accepted = b""
     for number in range(6):
-        doomed = start(submit_for_ever, data, tell)
+        doomed = start(submit_for_ever, place, tell)
         accepted += os.read(told, 36)
         time.sleep(0.02 * number)
         doomed.kill()
@@ -179,20 +179,20 @@ def test_what_was_accepted_before_a_kill_is_there_after_it(data: Path, start: Ca
             kinds = await kinds_of(store, run.id)
             assert run.status.has_ended == (kinds[-1] == "succeeded") == (run.id in told_of)
 
-    in_store(data, check)
+    in_store(place, check)
 
 
 async def hint(store: Store) -> None:
     store.notifications.publish("queue")
 
 
-def test_a_hint_reaches_another_process(data: Path, start: Callable[..., BaseProcess]) -> None:
+def test_a_hint_reaches_another_process(place: Place, start: Callable[..., BaseProcess]) -> None:
     async def listen(store: Store) -> None:
         with store.notifications.listen("queue") as listener:
-            start(hint, data)
+            start(hint, place)
             assert await listener.wait(20.0)
 
-    in_store(data, listen)
+    in_store(place, listen)
 
 
 async def write_for_ever(store: Store, started: Any) -> None:
@@ -210,9 +210,9 @@ async def end_one_of(store: Store) -> None:
         await store.runs.finish(claim, SUCCEEDED)
 
 
-def test_a_process_that_writes_without_pause_starves_no_other(data: Path, start: Callable[..., BaseProcess]) -> None:
+def test_a_process_that_writes_without_pause_starves_no_other(place: Place, start: Callable[..., BaseProcess]) -> None:
     started = FORK.Event()
-    start(write_for_ever, data, started)
+    start(write_for_ever, place, started)
     assert started.wait(20)
 
     async def measure(store: Store) -> None:
@@ -221,5 +221,5 @@ def test_a_process_that_writes_without_pause_starves_no_other(data: Path, start:
             await asyncio.wait_for(store.runs.get(run.id), 5)
 
     begun = time.monotonic()
-    in_store(data, measure)
+    in_store(place, measure)
     assert time.monotonic() - begun < 15

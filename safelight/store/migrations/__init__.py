@@ -9,7 +9,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DatabaseError
 
 from safelight.errors import ConfigError
-from safelight.store.database import translated
+from safelight.store.database import lock_schema, translated
 from safelight.store.schema import REVISION
 
 if TYPE_CHECKING:
@@ -57,5 +57,6 @@ def _upgrade(engine: Engine) -> None:
 
     config = alembic_config()
     with engine.execution_options(is_writing=True).begin() as connection:
+        lock_schema(connection)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

@@ -8,6 +8,8 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
+TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
 
 def upgrade() -> None:
     _create_runs()
@@ -25,18 +27,18 @@ def _create_runs() -> None:
     op.create_table(
         "runs",
         sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("project", sa.Text(), nullable=False),
-        sa.Column("key_id", sa.Text()),
-        sa.Column("deployment", sa.Text(), nullable=False),
+        sa.Column("id", TEXT, nullable=False),
+        sa.Column("project", TEXT, nullable=False),
+        sa.Column("key_id", TEXT),
+        sa.Column("deployment", TEXT, nullable=False),
         sa.Column("deployment_version", sa.Integer(), nullable=False),
-        sa.Column("params", sa.Text(), nullable=False),
-        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("params", TEXT, nullable=False),
+        sa.Column("status", TEXT, nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("started_at", sa.Double()),
         sa.Column("ended_at", sa.Double()),
         sa.Column("run_time_ms", sa.Double()),
-        sa.Column("worker_id", sa.Text()),
+        sa.Column("worker_id", TEXT),
         sa.Column("lease_ends_at", sa.Double()),
         sa.Column("fence", sa.Integer(), nullable=False),
         sa.Column("num_attempts", sa.Integer(), nullable=False),
@@ -45,12 +47,12 @@ def _create_runs() -> None:
         sa.Column("steps_done", sa.Integer(), nullable=False),
         sa.Column("steps_total", sa.Integer(), nullable=False),
         sa.Column("eta_seconds", sa.Double()),
-        sa.Column("webhook_endpoint", sa.Text()),
-        sa.Column("idempotency_key", sa.Text()),
-        sa.Column("body_digest", sa.Text()),
-        sa.Column("warnings", sa.Text(), nullable=False),
-        sa.Column("error_code", sa.Text()),
-        sa.Column("error_message", sa.Text()),
+        sa.Column("webhook_endpoint", TEXT),
+        sa.Column("idempotency_key", TEXT),
+        sa.Column("body_digest", TEXT),
+        sa.Column("warnings", TEXT, nullable=False),
+        sa.Column("error_code", TEXT),
+        sa.Column("error_message", TEXT),
         sa.PrimaryKeyConstraint("number"),
         sa.UniqueConstraint("id"),
     )
@@ -71,13 +73,13 @@ def _index_runs() -> None:
 def _create_events() -> None:
     op.create_table(
         "events",
-        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("run_id", TEXT, nullable=False),
         sa.Column("sequence", sa.Integer(), nullable=False),
-        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("kind", TEXT, nullable=False),
         sa.Column("at", sa.Double(), nullable=False),
         sa.Column("image_index", sa.Integer()),
-        sa.Column("error_code", sa.Text()),
-        sa.Column("error_message", sa.Text()),
+        sa.Column("error_code", TEXT),
+        sa.Column("error_message", TEXT),
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("run_id", "sequence"),
         sqlite_with_rowid=False,
@@ -87,13 +89,13 @@ def _create_events() -> None:
 def _create_images() -> None:
     op.create_table(
         "images",
-        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("run_id", TEXT, nullable=False),
         sa.Column("image_index", sa.Integer(), nullable=False),
         sa.Column("seed", sa.BigInteger(), nullable=False),
-        sa.Column("output_format", sa.Text(), nullable=False),
-        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("output_format", TEXT, nullable=False),
+        sa.Column("path", TEXT, nullable=False),
         sa.Column("num_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.Column("sha256", TEXT, nullable=False),
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("run_id", "image_index"),
         sqlite_with_rowid=False,
@@ -103,12 +105,12 @@ def _create_images() -> None:
 def _create_deliveries() -> None:
     op.create_table(
         "deliveries",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("event_id", sa.Text(), nullable=False),
-        sa.Column("run_id", sa.Text(), nullable=False),
-        sa.Column("project", sa.Text(), nullable=False),
-        sa.Column("url", sa.Text(), nullable=False),
-        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("id", TEXT, nullable=False),
+        sa.Column("event_id", TEXT, nullable=False),
+        sa.Column("run_id", TEXT, nullable=False),
+        sa.Column("project", TEXT, nullable=False),
+        sa.Column("url", TEXT, nullable=False),
+        sa.Column("status", TEXT, nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("next_attempt_at", sa.Double()),
         sa.Column("num_attempts", sa.Integer(), nullable=False),
@@ -126,13 +128,13 @@ def _create_deliveries() -> None:
 def _create_attempts() -> None:
     op.create_table(
         "attempts",
-        sa.Column("delivery_id", sa.Text(), nullable=False),
+        sa.Column("delivery_id", TEXT, nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("at", sa.Double(), nullable=False),
         sa.Column("duration_ms", sa.Double(), nullable=False),
         sa.Column("status_code", sa.Integer()),
-        sa.Column("error", sa.Text()),
-        sa.Column("response_excerpt", sa.Text(), nullable=False),
+        sa.Column("error", TEXT),
+        sa.Column("response_excerpt", TEXT, nullable=False),
         sa.ForeignKeyConstraint(["delivery_id"], ["deliveries.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("delivery_id", "number"),
         sqlite_with_rowid=False,
@@ -142,12 +144,12 @@ def _create_attempts() -> None:
 def _create_keys() -> None:
     op.create_table(
         "keys",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("prefix", sa.Text(), nullable=False),
-        sa.Column("digest", sa.Text(), nullable=False),
-        sa.Column("project", sa.Text(), nullable=False),
-        sa.Column("scopes", sa.Text(), nullable=False),
+        sa.Column("id", TEXT, nullable=False),
+        sa.Column("name", TEXT, nullable=False),
+        sa.Column("prefix", TEXT, nullable=False),
+        sa.Column("digest", TEXT, nullable=False),
+        sa.Column("project", TEXT, nullable=False),
+        sa.Column("scopes", TEXT, nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("expires_at", sa.Double()),
         sa.Column("revoked_at", sa.Double()),
@@ -161,12 +163,12 @@ def _create_keys() -> None:
 def _create_deployments() -> None:
     op.create_table(
         "deployments",
-        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("name", TEXT, nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
-        sa.Column("model", sa.Text(), nullable=False),
-        sa.Column("revision", sa.Text()),
-        sa.Column("defaults", sa.Text(), nullable=False),
-        sa.Column("limits", sa.Text(), nullable=False),
+        sa.Column("model", TEXT, nullable=False),
+        sa.Column("revision", TEXT),
+        sa.Column("defaults", TEXT, nullable=False),
+        sa.Column("limits", TEXT, nullable=False),
         sa.Column("embed_metadata", sa.Boolean(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("undeployed_at", sa.Double()),
@@ -178,11 +180,11 @@ def _create_deployments() -> None:
 def _create_placements() -> None:
     op.create_table(
         "placements",
-        sa.Column("worker_id", sa.Text(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("worker_id", TEXT, nullable=False),
+        sa.Column("name", TEXT, nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
-        sa.Column("status", sa.Text(), nullable=False),
-        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("status", TEXT, nullable=False),
+        sa.Column("reason", TEXT, nullable=False),
         sa.Column("heard_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("worker_id", "name", "version"),
     )

@@ -1,0 +1,136 @@
+"""What SQLite is asked to guarantee, and what its errors become."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from safelight.errors import ConfigError, StorageFull, TryLater
+from safelight.runs import RunParams, RunStatus
+from safelight.store import Store
+from safelight.store.database import HAS_SOUND_WAL, open_engine
+
+from .making import HOOK, end_one, on_sqlite, submit
+
+pytestmark = [on_sqlite, pytest.mark.usefixtures("kind")]
+
+
+def pragma(connection: Connection, name: str) -> object:
+    return connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+
+
+async def test_a_commit_survives_power_loss(store: Store) -> None:
+    for run in (store._database.read, store._database.write):
+        assert await run(pragma, "synchronous") == 2
+        assert await run(pragma, "journal_mode") == ("wal" if HAS_SOUND_WAL else "truncate")
+        assert await run(pragma, "foreign_keys") == 1
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safelight.store.database.BUSY_SECONDS", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_database_locked_for_too_long_is_to_try_later(data: Path) -> None:
+    async with await Store.open(data) as store:
+        other = sqlite3.connect(data / "safelight.db", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        for attempt in (store.runs.list(), submit(store), store.keys.count()):
+            with pytest.raises(TryLater):
+                await attempt
+        answers = await asyncio.gather(*(submit(store) for _ in range(3)), return_exceptions=True)
+        assert all(isinstance(answer, TryLater) for answer in answers)
+        other.close()
+        await submit(store)
+        assert (await store.runs.backlog()).num_queued == 1
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_write_that_was_told_to_try_later_is_not_done_after_all(data: Path) -> None:
+    async with await Store.open(data) as store:
+        with (data / "safelight.db-turns").open("rb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            for attempt in (store.runs.list(), submit(store), submit(store)):
+                with pytest.raises(TryLater):
+                    await attempt
+        await submit(store)
+        assert (await store.runs.backlog()).num_queued == 1
+
+
+async def test_a_full_disk_is_said_and_the_store_goes_on_when_there_is_room(store: Store) -> None:
+    def limit(max_pages: int) -> Any:
+        return lambda connection, *_: connection.execute(f"PRAGMA max_page_count={max_pages}").close()
+
+    await submit(store)
+    engine = store._database._engine
+    full, roomy = limit(1), limit(1_000_000)
+    sa.event.listen(engine, "checkout", full)
+    params = RunParams(prompt="x" * 40_000)
+    for _ in range(3):
+        with pytest.raises(StorageFull):
+            await submit(store, params=params)
+    answers = await asyncio.gather(*(submit(store, params=params) for _ in range(4)), return_exceptions=True)
+    assert all(isinstance(answer, StorageFull) for answer in answers)
+    sa.event.remove(engine, "checkout", full)
+    sa.event.listen(engine, "checkout", roomy)
+    await submit(store, params=params)
+    assert (await store.runs.backlog()).num_queued == 2
+
+
+def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = f"/dev/vda / ext4 rw 0 0\nserver:/x {tmp_path} nfs4 rw 0 0\n"
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: mounts)
+    with pytest.raises(ConfigError, match="nfs4"):
+        open_engine(tmp_path / "data", None)
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: mounts + f"tmpfs {tmp_path} tmpfs rw 0 0\n")
+    open_engine(tmp_path / "data", None)
+
+
+async def test_what_is_no_folder_or_no_database_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be used"):
+        await Store.open(tmp_path / "file")
+    (tmp_path / "safelight.db").write_bytes(b"this is a letter, not a database" * 100)
+    with pytest.raises(ConfigError, match="not an SQLite database"):
+        await Store.open(tmp_path)
+
+
+async def test_no_frequent_query_walks_through_all_runs(store: Store) -> None:
+    await end_one(store, webhook_endpoint=HOOK)
+    claim = await store.runs.claim("worker", limit=1, lease_seconds=60)
+    assert claim == []
+    plans: list[str] = []
+
+    def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith(("SELECT", "UPDATE", "DELETE", "INSERT")):
+            found = connection.connection.cursor()
+            found.execute("EXPLAIN QUERY PLAN " + statement, parameters)
+            plans.extend(f"{step[3]} <- {statement}" for step in found.fetchall())
+            found.close()
+
+    sa.event.listen(store._database._engine, "before_cursor_execute", explain)
+    for wanted in ({}, {"project": "p"}, {"project": "p", "status": RunStatus.FAILED}, {"status": RunStatus.FAILED}):
+        await store.runs.list(**wanted, created_before=1e12)  # type: ignore[arg-type]
+    await store.runs.list(deployment="d", cursor="MS4wIDE=")
+    await end_one(store, webhook_endpoint=HOOK, idempotency_key="k")
+    await store.runs.backlog()
+    await store.runs.queue_position((await submit(store)).id)
+    await store.runs.requeue_lost(max_attempts=3)
+    await store.runs.prune(older_than_seconds=60)
+    await store.deliveries.claim_due(limit=5, lease_seconds=60)
+    await store.deliveries.seconds_to_next()
+    await store.deliveries.list(project="p")
+    await store.deliveries.list(run_id="r")
+    await store.sweep_images()
+    assert len(plans) > 30
+    walks = [plan for plan in plans if plan.startswith("SCAN") and "CONSTANT ROW" not in plan and "anon_" not in plan]
+    assert [plan for plan in walks if "USING" not in plan.split("<-")[0]] == []
+    assert [plan for plan in plans if "TEMP B-TREE" in plan and "FROM runs" in plan] == []
