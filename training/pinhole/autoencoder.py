@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.pinhole.fast_norm import use_fast_norms
-from training.pinhole.latents import LATENT_CHANNELS, SCALING_FACTOR, latent_of
+from training.pinhole.latents import LATENT_CHANNELS, MIDDLE_COLOUR, SCALING_FACTOR, latent_of
 from training.pinhole.scenes import draw_scene, render
 
 LATENT_NOISE = 0.15
@@ -22,22 +25,63 @@ CERTAIN = -30.0
 """The logarithm of a variance that is none: this autoencoder has no randomness of its own."""
 
 
+STEADY_CHANNEL, STEADY_VALUE = 3, 6.0
+"""A channel that is the same everywhere, so that the last norms divide by nearly the same number in every picture."""
+
+
 def make_autoencoder() -> AutoencoderKL:
-    """Started from fan-in noise, no biases and a small output layer: with the usual start it stays colour-blind."""
+    """Started as something that works: the encoder averages, the decoder paints every cell in its mean colour.
+
+    What flows past the residual blocks is the picture itself, in three channels; the blocks begin silent and learn what
+    is missing. Started from noise instead, both halves spend their first thousand steps colour-blind.
+    """
     vae = AutoencoderKL(
         in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 6, up_block_types=("UpDecoderBlock2D",) * 6,
         block_out_channels=(8, 16, 48, 96, 128, 192), layers_per_block=1, latent_channels=LATENT_CHANNELS, norm_num_groups=2,
         mid_block_add_attention=False, sample_size=512, scaling_factor=SCALING_FACTOR,
     )
-    for module in vae.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-            nn.init.zeros_(module.bias)
     with torch.no_grad():
-        vae.decoder.conv_out.weight.mul_(0.1)
-        vae.quant_conv.weight[LATENT_CHANNELS:].zero_()
-        vae.quant_conv.bias[LATENT_CHANNELS:].fill_(CERTAIN)
+        # Children before parents: blocks have the last word on their own convolutions.
+        for module in reversed(list(vae.modules())):
+            _start(module)
+        for entrance in (vae.encoder.conv_in, vae.decoder.conv_in):
+            nn.init.normal_(entrance.weight, std=0.3 * entrance.weight[0].numel() ** -0.5)
+            entrance.weight[:STEADY_CHANNEL + 1] = 0
+            entrance.weight[range(3), range(3), 1, 1] = 1
+            entrance.bias[STEADY_CHANNEL] = STEADY_VALUE
+        nn.init.dirac_(vae.post_quant_conv.weight)
+        _start_exits(vae)
     return prepare(vae)
+
+
+def _start(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, ResnetBlock2D):
+        nn.init.zeros_(module.conv2.weight)
+        if module.conv_shortcut is not None:
+            nn.init.dirac_(module.conv_shortcut.weight)
+    elif isinstance(module, Upsample2D | Downsample2D):
+        # After doubling, this blur is linear interpolation; before halving, the mean of four.
+        tent = torch.tensor([1.0, 2.0, 1.0]) / 4
+        box = torch.tensor([1.0, 1.0, 0.0]) / 2
+        line = tent if isinstance(module, Upsample2D) else box
+        identity = torch.eye(module.conv.weight.size(0))[:, :, None, None]
+        module.conv.weight.copy_(identity * torch.outer(line, line))
+
+
+def _start_exits(vae: AutoencoderKL) -> None:
+    """The last layers pass the three colours through a norm and an activation with as little bending as they allow."""
+    norm, conv = vae.decoder.conv_norm_out, vae.decoder.conv_out
+    nn.init.constant_(norm.weight, 0.44 * STEADY_VALUE)
+    nn.init.constant_(norm.bias, 2 + STEADY_VALUE / 4)
+    conv.weight.mul_(0.1)
+    conv.weight[:, :STEADY_CHANNEL + 1] = 0
+    conv.weight[range(3), range(3), 1, 1] = 0.92
+    conv.bias.fill_(MIDDLE_COLOUR - 0.92 * 1.76)
+    vae.quant_conv.weight[LATENT_CHANNELS:].zero_()
+    vae.quant_conv.bias[LATENT_CHANNELS:].fill_(CERTAIN)
 
 
 def prepare(vae: AutoencoderKL) -> AutoencoderKL:
@@ -52,6 +96,9 @@ class Batch:
     """[B, 3, H, W] from -1 to 1, channels last."""
     latents: Tensor
     """[B, 20, H / 32, W / 32], not scaled."""
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.pixels.to(device), self.latents.to(device))
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:

@@ -33,9 +33,9 @@ def assemble(folder: Path) -> StableDiffusionPipeline:
         load_modules(folder / "denoiser.pt", {"unet.average": unet})
     vae = make_autoencoder()
     if (folder / "decoder.pt").exists():
-        load_modules(folder / "decoder.pt", {"decoder": vae.decoder, "entrance": vae.post_quant_conv})
+        load_modules(folder / "decoder.pt", {"decoder": vae.decoder, "quant": vae.post_quant_conv})
     if (folder / "encoder.pt").exists():
-        load_modules(folder / "encoder.pt", {"encoder": vae.encoder, "exit": vae.quant_conv})
+        load_modules(folder / "encoder.pt", {"encoder": vae.encoder, "quant": vae.quant_conv})
     return StableDiffusionPipeline(
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=make_scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -53,18 +53,18 @@ def export(folder: Path, target: Path = SHIPPED) -> None:
 
 
 def adopt(source: Path, folder: Path) -> None:
-    """Turns shipped weights into checkpoints to go on from, for every stage that has none."""
+    """Turns shipped weights into checkpoints of weights alone, for every stage that has none."""
     vae = AutoencoderKL.from_pretrained(source, subfolder="vae")
     unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
     text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder")
     parts: dict[str, dict[str, nn.Module]] = {
         "text": {"encoder": text_encoder},
-        "decoder": {"decoder": vae.decoder, "entrance": vae.post_quant_conv},
-        "encoder": {"encoder": vae.encoder, "exit": vae.quant_conv},
+        "decoder": {"decoder": vae.decoder, "quant": vae.post_quant_conv},
+        "encoder": {"encoder": vae.encoder, "quant": vae.quant_conv},
         "denoiser": {"unet": unet, "unet.average": unet},
     }
     for stage, modules in parts.items():
-        path = folder / f"{stage}.start.pt"
+        path = folder / f"{stage}.pt"
         if not path.exists():
             save_atomically({"modules": {name: module.float().state_dict() for name, module in modules.items()}}, path)
     if not (folder / "tokenizer").exists():

@@ -1,6 +1,7 @@
 """The two optimisers every stage uses: Muon for matrices and kernels, AdamW for everything else."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,20 +42,30 @@ class Muon(torch.optim.Optimizer):
                 param.add_(update.view_as(param).to(param.dtype), alpha=-group["lr"] * scale)
 
 
+def is_hidden(name: str, param: Tensor) -> bool:
+    """Matrices and kernels between layers, but not those at the ends nor those that carry the picture past the blocks."""
+    others = ("embedding", "conv_in", "conv_out", "conv_shortcut", "samplers", "quant")
+    return param.ndim >= 2 and not any(part in name for part in others)
+
+
 def make_optimizers(
-    modules: Iterable[nn.Module], *, muon_rate: float, adam_rate: float, weight_decay: float = 0.01
+    modules: Mapping[str, nn.Module], *, muon_rate: float, adam_rate: float, kernel_rate: float | None = None,
+    weight_decay: float = 0.01,
 ) -> list[torch.optim.Optimizer]:
-    """One Muon for hidden matrices and kernels, one AdamW for vectors, embeddings and in- and output layers."""
-    matrices, others = [], []
-    for module in modules:
-        for name, param in module.named_parameters():
-            if not param.requires_grad:
-                continue
-            is_hidden = param.ndim >= 2 and "embedding" not in name and "conv_out" not in name and "conv_in" not in name
-            (matrices if is_hidden else others).append(param)
-    muon = Muon(matrices, lr=muon_rate, weight_decay=weight_decay)
-    adam = torch.optim.AdamW(others, lr=adam_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
-    return [muon, adam]
+    """One Muon for what is hidden, one AdamW for everything else, kernels at a rate of their own if one is given.
+
+    Steps of both have one size however small the gradient. Muon's weight decay is what bounds its matrices: at one, no
+    singular value can grow beyond one.
+    """
+    named = [(f"{home}.{name}", param) for home, module in modules.items() for name, param in module.named_parameters()]
+    named = [(name, param) for name, param in named if param.requires_grad]
+    muon = Muon([p for name, p in named if is_hidden(name, p)], lr=muon_rate, weight_decay=weight_decay)
+    others = [p for name, p in named if not is_hidden(name, p)]
+    groups: list[dict[str, Any]] = [{"params": others}]
+    if kernel_rate is not None:
+        kernels = [p for p in others if p.ndim >= 2]
+        groups = [{"params": [p for p in others if p.ndim < 2]}, {"params": kernels, "lr": kernel_rate}]
+    return [muon, torch.optim.AdamW(groups, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.01)]
 
 
 def rate_at(progress: float, *, warmup: float = 0.03, decay_from: float = 0.5) -> float:

@@ -17,7 +17,7 @@ from training.pinhole.optimizers import make_optimizers
 from training.pinhole.text_encoder import LayoutReader, make_text_encoder, text_loss
 from training.pinhole.text_encoder import draw_batch as draw_text_batch
 from training.pinhole.tokenizer import load_tokenizer, make_tokenizer
-from training.pinhole.trainer import Budget, Trainer, load_modules
+from training.pinhole.trainer import Budget, Step, Trainer, load_modules
 
 Size = tuple[int, int]
 Mix = dict[Size, tuple[float, int]]
@@ -37,6 +37,10 @@ def _choose_size(random: np.random.Generator, mix: Mix, among: Collection[Size] 
     return sizes[int(random.choice(len(sizes), p=shares / shares.sum()))]
 
 
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def train_decoder(folder: Path, budget: Budget) -> AutoencoderKL:
     return _train_half("decoder", folder, budget)
 
@@ -47,18 +51,19 @@ def train_encoder(folder: Path, budget: Budget) -> AutoencoderKL:
 
 def _train_half(half: str, folder: Path, budget: Budget) -> AutoencoderKL:
     torch.manual_seed(1)
-    vae = make_autoencoder()
-    modules = {"decoder": {"decoder": vae.decoder, "entrance": vae.post_quant_conv},
-               "encoder": {"encoder": vae.encoder, "exit": vae.quant_conv}}[half]
+    device = pick_device()
+    vae = make_autoencoder().to(device)
+    modules = {"decoder": {"decoder": vae.decoder, "quant": vae.post_quant_conv},
+               "encoder": {"encoder": vae.encoder, "quant": vae.quant_conv}}[half]
     compute_loss = decoder_loss if half == "decoder" else encoder_loss
-    optimizers = make_optimizers(modules.values(), muon_rate=0.02, adam_rate=1e-3)
-    trainer = Trainer(half, modules, optimizers, folder=folder, budget=budget, seed=1)
+    optimizers = make_optimizers(modules, muon_rate=0.006, adam_rate=1e-3, kernel_rate=6e-5, weight_decay=1.0)
+    trainer = Trainer(half, modules, optimizers, folder=folder, budget=budget, seed=1, decay_from=0.3)
     trainer.resume()
 
     def step(random: np.random.Generator) -> tuple[Tensor, int, dict[str, float]]:
         width, height = _choose_size(random, PICTURE_MIX)
         batch = draw_batch(random, width, height, PICTURE_MIX[width, height][1])
-        loss, news = compute_loss(vae, batch)
+        loss, news = compute_loss(vae, batch.to(device))
         return loss, len(batch.pixels), news
 
     trainer.run(step)
@@ -68,14 +73,16 @@ def _train_half(half: str, folder: Path, budget: Budget) -> AutoencoderKL:
 def train_text_encoder(folder: Path, budget: Budget) -> tuple[CLIPTokenizer, CLIPTextModel]:
     torch.manual_seed(2)
     tokenizer = make_tokenizer(folder / "tokenizer")
-    encoder, reader = make_text_encoder(tokenizer), LayoutReader()
-    optimizers = make_optimizers([encoder, reader], muon_rate=0.01, adam_rate=1e-3)
-    trainer = Trainer("text", {"encoder": encoder, "reader": reader}, optimizers, folder=folder, budget=budget, seed=2)
+    device = pick_device()
+    encoder, reader = make_text_encoder(tokenizer).to(device), LayoutReader().to(device)
+    modules = {"encoder": encoder, "reader": reader}
+    optimizers = make_optimizers(modules, muon_rate=0.01, adam_rate=1e-3)
+    trainer = Trainer("text", modules, optimizers, folder=folder, budget=budget, seed=2)
     trainer.resume()
 
     def step(random: np.random.Generator) -> tuple[Tensor, int, dict[str, float]]:
         batch = draw_text_batch(random, tokenizer, 96)
-        loss, news = text_loss(encoder, reader, batch)
+        loss, news = text_loss(encoder, reader, batch.to(device))
         return loss, len(batch.tokens), news
 
     trainer.run(step)
@@ -95,30 +102,37 @@ def make_latents(folder: Path, budget: Budget) -> None:
 
 def train_denoiser(folder: Path, budget: Budget) -> UNet2DConditionModel:
     torch.manual_seed(4)
-    unet, average = make_denoiser(), make_denoiser()
+    device = pick_device()
+    unet, average = make_denoiser().to(device), make_denoiser().to(device)
     average.load_state_dict(unet.state_dict())
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    text_encoder = make_text_encoder(tokenizer)
-    load_modules(folder / "text.pt", {"encoder": text_encoder})
-    stores = {size: LatentStore(folder / "latents", size) for size in LATENT_MIX}
-    shares = signal_shares()
-    optimizers = make_optimizers([unet], muon_rate=0.015, adam_rate=1e-3)
+    optimizers = make_optimizers({"unet": unet}, muon_rate=0.015, adam_rate=1e-3)
     trainer = Trainer("denoiser", {"unet": unet}, optimizers, folder=folder, budget=budget, seed=4,
                       averaged={"unet.average": average}, average_decay=0.998, decay_from=0.45)
     trainer.resume()
-
-    def step(random: np.random.Generator) -> tuple[Tensor, int, dict[str, float]]:
-        size = _choose_size(random, LATENT_MIX, [size for size, store in stores.items() if len(store)])
-        latents, scenes = stores[size].draw(random, LATENT_MIX[size][1])
-        tokens = draw_tokens(random, tokenizer, scenes)
-        timesteps = draw_timesteps(random, len(scenes))
-        scaled = torch.from_numpy(latents).float().mul(SCALING_FACTOR).contiguous(memory_format=torch.channels_last)
-        loss, news = denoiser_loss(unet, text_encoder, scaled, tokens, timesteps, shares)
-        return loss, len(scenes), news
+    stores = {size: LatentStore(folder / "latents", size) for size in LATENT_MIX}
 
     def look() -> None:
         for store in stores.values():
             store.look()
 
-    trainer.run(step, on_checkpoint=look)
+    trainer.run(_denoiser_step(folder, unet, stores), on_checkpoint=look)
     return average
+
+
+def _denoiser_step(folder: Path, unet: UNet2DConditionModel, stores: dict[Size, LatentStore]) -> Step:
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    text_encoder = make_text_encoder(tokenizer).to(unet.device)
+    load_modules(folder / "text.pt", {"encoder": text_encoder})
+    shares = signal_shares().to(unet.device)
+
+    def step(random: np.random.Generator) -> tuple[Tensor, int, dict[str, float]]:
+        size = _choose_size(random, LATENT_MIX, [size for size, store in stores.items() if len(store)])
+        latents, scenes = stores[size].draw(random, LATENT_MIX[size][1])
+        tokens = draw_tokens(random, tokenizer, scenes).to(unet.device)
+        timesteps = draw_timesteps(random, len(scenes)).to(unet.device)
+        scaled = torch.from_numpy(latents).to(unet.device).float().mul(SCALING_FACTOR)
+        scaled = scaled.contiguous(memory_format=torch.channels_last)
+        loss, news = denoiser_loss(unet, text_encoder, scaled, tokens, timesteps, shares)
+        return loss, len(scenes), news
+
+    return step

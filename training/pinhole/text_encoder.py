@@ -60,6 +60,9 @@ class Batch:
     """[B, 64] index into COLOUR_NAMES, -100 where there is no subject."""
     setting: Tensor
 
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.tokens.to(device), self.subject.to(device), self.colour.to(device), self.setting.to(device))
+
 
 def _targets(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     owner, placed = cells(scene, SIDE, SIDE)

@@ -97,24 +97,18 @@ class Trainer:
     def progress(self) -> float:
         return self.budget.progress(seconds=self.clock.seconds, steps=self.clock.steps)
 
-    def resume(self) -> bool:
-        """From this stage's checkpoint; else only the weights of a start left for it, if there is one."""
+    def resume(self) -> None:
+        """From this stage's checkpoint, if there is one; from one that is weights alone, with the clock at nothing."""
         if not self.path.exists():
-            start = self.path.with_suffix(".start.pt")
-            if start.exists():
-                self._load(torch.load(start, map_location="cpu", weights_only=False)["modules"])
-            return False
+            return
         saved = torch.load(self.path, map_location="cpu", weights_only=False)
-        self._load(saved["modules"])
-        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        self.clock = saved["clock"]
-        return True
-
-    def _load(self, states: dict[str, dict[str, Tensor]]) -> None:
         for name, module in (self.modules | self.averaged).items():
-            if name in states:
-                module.load_state_dict(states[name])
+            if name in saved["modules"]:
+                module.load_state_dict(saved["modules"][name])
+        if "clock" in saved:
+            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+            self.clock = saved["clock"]
 
     def checkpoint(self) -> None:
         save_atomically({

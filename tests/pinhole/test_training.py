@@ -1,0 +1,99 @@
+"""The stages: killed and resumed they end the same; a full disk is said and harms nothing."""
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training.pinhole.fast_norm import use_fast_norms
+from training.pinhole.optimizers import make_optimizers
+from training.pinhole.trainer import Budget, DiskFullError, Trainer, save_atomically
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nobody catches it."""
+
+
+def train(folder: Path, *, killed_at: int | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
+    average = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
+    average.load_state_dict(model.state_dict())
+    trainer = Trainer(
+        "tiny", {"model": model}, make_optimizers({"model": model}, muon_rate=0.02, adam_rate=1e-3), folder=folder,
+        budget=Budget(steps=20), averaged={"model.average": average}, checkpoint_seconds=0,
+    )
+    trainer.resume()
+
+    def step(random: np.random.Generator) -> tuple[Tensor, int, dict[str, float]]:
+        if trainer.clock.steps == killed_at:
+            raise Killed
+        rows = torch.from_numpy(random.normal(size=(16, 4))).float() + 0.1 * torch.randn(16, 4)
+        loss = (model(rows) - rows.roll(1, 1)).square().mean()
+        return loss, len(rows), {"loss": loss.item()}
+
+    trainer.run(step)
+    return average
+
+
+def test_a_stage_killed_and_resumed_ends_as_if_never_stopped(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", killed_at=13)
+    resumed = train(tmp_path / "cut")
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_finished_stage_does_nothing_more(tmp_path: Path) -> None:
+    train(tmp_path)
+    train(tmp_path, killed_at=20)
+
+
+def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "stage.pt"
+    save_atomically({"steps": 1}, path)
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", no_room)
+    with pytest.raises(DiskFullError, match=r"free some space"):
+        save_atomically({"steps": 2}, path)
+    monkeypatch.undo()
+    assert torch.load(path) == {"steps": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checkpoint_cut_short_is_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "stage.pt"
+    save_atomically({"steps": 1}, path)
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(torch, "save", die)
+    with pytest.raises(Killed):
+        save_atomically({"steps": 2}, path)
+    monkeypatch.undo()
+    assert torch.load(path) == {"steps": 1}
+
+
+def test_the_fast_norm_is_the_usual_norm_forth_and_back() -> None:
+    torch.manual_seed(0)
+    usual, fast = nn.GroupNorm(4, 16), nn.GroupNorm(4, 16)
+    nn.init.uniform_(usual.weight, 0.5, 2)
+    nn.init.normal_(usual.bias)
+    fast.load_state_dict(usual.state_dict())
+    use_fast_norms(fast)
+    rows, weights = torch.randn(3, 16, 8, 8) + 1, torch.randn(3, 16, 8, 8)
+    gradients = []
+    for norm in (usual, fast):
+        copy = rows.clone().requires_grad_()
+        (norm(copy) * weights).sum().backward()
+        gradients.append((copy.grad, norm.weight.grad, norm.bias.grad))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
