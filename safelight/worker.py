@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -101,7 +102,9 @@ class Worker:
         finally:
             pulse.cancel()
             claims.cancel()
-            await self._store.deployments.forget_worker(self._worker_id)
+            # Placements end by themselves; why the worker stopped is more to know than that the store is away.
+            with contextlib.suppress(TryLater):
+                await self._store.deployments.forget_worker(self._worker_id)
 
     def stop(self) -> None:
         """Claim nothing more; go on with what runs for the drain time, then give it back."""
@@ -118,7 +121,12 @@ class Worker:
         """Claim one run if the engine has room for it."""
         if self._engine.num_free_images < 1:
             return False
-        claims = await self._store.runs.claim(self._worker_id, limit=1, lease_seconds=self._settings.lease_seconds)
+        try:
+            claims = await self._store.runs.claim(self._worker_id, limit=1, lease_seconds=self._settings.lease_seconds)
+        except TryLater as error:
+            # What runs goes on: the database may be back before a lease is over.
+            log.warning("nothing can be claimed for now", extra={"reason": error.message})
+            return False
         for claim in claims:
             self._held[claim.run.id] = _Held(claim)
             task = asyncio.create_task(self._carry_out(self._held[claim.run.id]))
@@ -256,17 +264,23 @@ class Worker:
                     raise EngineHung(f"no step finished for {self._settings.stall_seconds:.0f} s")
                 is_renewal = self._now() - renewed_at >= self._settings.heartbeat_seconds
                 if is_cancel or is_renewal or any(held.is_unreported for held in self._held.values()):
-                    await self._pulse(is_renewal)
+                    is_renewal = await self._pulse(is_renewal)
                 if is_renewal:
                     renewed_at = self._now()
 
-    async def _pulse(self, is_renewal: bool) -> None:
+    async def _pulse(self, is_renewal: bool) -> bool:
+        """Whether leases were renewed."""
         progress = [held.progress() for held in self._held.values()]
-        pulse = await self._store.runs.pulse(
-            self._worker_id, progress, lease_seconds=self._settings.lease_seconds, renew=is_renewal
-        )
+        try:
+            pulse = await self._store.runs.pulse(
+                self._worker_id, progress, lease_seconds=self._settings.lease_seconds, renew=is_renewal
+            )
+        except TryLater as error:
+            log.warning("no progress can be written for now", extra={"reason": error.message})
+            return False
         for run_id in pulse.cancel_requested | pulse.lost:
             self._engine.cancel(run_id)
+        return is_renewal
 
     async def _drain(self) -> None:
         if self._running:
