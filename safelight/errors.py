@@ -17,6 +17,7 @@ The leaves are named by what the reader can do about them:
     ├── Conflict                 the thing is in the wrong state for this
     ├── TryLater                 send the same again later
     │   ├── Overloaded               too many runs wait already
+    │   ├── RateLimited              the key has used what it may for now
     │   ├── ModelUnavailable         the model cannot be loaded now
     │   ├── Stopping                 the server is going down
     │   └── StorageFull              the disk is full
@@ -126,6 +127,10 @@ class TryLater(SafelightError):
 
 class Overloaded(TryLater):
     code = "overloaded"
+
+
+class RateLimited(TryLater):
+    code = "rate_limited"
 
 
 class ModelUnavailable(TryLater):

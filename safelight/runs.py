@@ -111,6 +111,11 @@ class RunParams:
         """Whether classifier-free guidance (and with it the negative prompt) is on."""
         return self.guidance_scale > 1.0
 
+    @property
+    def pixel_steps(self) -> int:
+        """Pixels times steps, over all images: what a rate of work is counted in."""
+        return self.height * self.width * self.num_inference_steps * self.num_images_per_prompt
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
@@ -144,6 +149,7 @@ class Run:
     params: RunParams
     status: RunStatus
     created_at: float
+    weight: float = 1.0
     started_at: float | None = None
     ended_at: float | None = None
     run_time_ms: float | None = None
@@ -208,6 +214,7 @@ class Outcome:
 
     status: RunStatus
     run_time_ms: float
+    device_ms: float = 0.0
     error: RunError | None = None
     warnings: tuple[str, ...] = ()
     images: tuple[ImageRecord, ...] = ()

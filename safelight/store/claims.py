@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from safelight.errors import LostClaim
+from safelight.metrics import EngineFigures
 from safelight.runs import (
     Claim,
     ImageRecord,
@@ -24,7 +25,7 @@ from safelight.runs import (
     RunEventKind,
     RunStatus,
 )
-from safelight.store import deliveries, events
+from safelight.store import deliveries, events, measures
 from safelight.store.database import now
 from safelight.store.rows import run_from
 from safelight.store.schema import IS_QUEUED, IS_RUNNING, images, placements, runs
@@ -108,26 +109,34 @@ def claim(connection: Connection, worker_id: str, *, limit: int, lease_seconds: 
 
 
 def pulse(
-    connection: Connection, worker_id: str, progress: Sequence[Progress], *, lease_seconds: float, renew: bool
+    connection: Connection,
+    worker_id: str,
+    progress: Sequence[Progress],
+    *,
+    lease_seconds: float,
+    renew: bool,
+    figures: EngineFigures | None,
 ) -> Pulse:
     cancel_requested, lost = set(), set()
     for report in progress:
-        figures = {
+        columns = {
             **_as_known(report.run_id, report.fence, RunStatus.RUNNING),
             "steps_done": report.steps_done,
             "steps_total": report.steps_total,
             "eta_seconds": report.eta_seconds,
         }
         if renew:
-            held = connection.execute(REPORT_AND_RENEW, {**figures, "lease_seconds": lease_seconds}).first()
+            held = connection.execute(REPORT_AND_RENEW, {**columns, "lease_seconds": lease_seconds}).first()
         else:
-            held = connection.execute(REPORT, figures).first()
+            held = connection.execute(REPORT, columns).first()
         if held is None:
             lost.add(report.run_id)
         elif held.is_cancel_requested:
             cancel_requested.add(report.run_id)
     if renew:
         connection.execute(HEAR_WORKER, {"this_worker": worker_id})
+    if figures is not None:
+        measures.hear(connection, worker_id, figures)
     return Pulse(frozenset(cancel_requested), frozenset(lost))
 
 
@@ -162,6 +171,7 @@ def finish(connection: Connection, claim: Claim, outcome: Outcome) -> Run:
         outcome.status,
         error=outcome.error,
         run_time_ms=outcome.run_time_ms,
+        device_ms=outcome.device_ms,
         warnings=json.dumps(outcome.warnings),
     )
     if row is None:

@@ -14,7 +14,7 @@ from safelight.errors import NotFound
 from safelight.store.database import Database, now
 from safelight.store.notifications import Notifications
 from safelight.store.rows import deployment_from, to_json
-from safelight.store.schema import IS_DEPLOYED, deployments, placements
+from safelight.store.schema import IS_DEPLOYED, deployments, placements, workers
 
 SILENT_SECONDS = 120.0
 """A worker not heard of for this long has nothing loaded."""
@@ -72,7 +72,7 @@ class DeploymentTable:
         await self._database.write(_record_placement, worker_id, name, version, status=status, reason=reason)
 
     async def forget_worker(self, worker_id: str) -> None:
-        """Drop the placements of a worker that stops. One transaction."""
+        """Drop the placements and the figures of a worker that stops. One transaction."""
         await self._database.write(_forget_worker, worker_id)
 
 
@@ -159,6 +159,7 @@ def _record_placement(
 
 def _forget_worker(connection: Connection, worker_id: str) -> None:
     connection.execute(sa.delete(placements).where(placements.c.worker_id == worker_id))
+    connection.execute(sa.delete(workers).where(workers.c.worker_id == worker_id))
 
 
 def _placements(connection: Connection) -> list[sa.Row[Any]]:

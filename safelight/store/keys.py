@@ -8,6 +8,7 @@ import secrets
 import time
 import uuid
 import zlib
+from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,9 +16,9 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from safelight.errors import Conflict, FieldError, InvalidFields, NotFound, Unauthorized
-from safelight.keys import Key, Scope
+from safelight.keys import Allowance, Key, Scope
 from safelight.store.database import Database, now
-from safelight.store.rows import key_from
+from safelight.store.rows import key_from, to_json
 from safelight.store.schema import IS_NOT_REVOKED, keys
 
 KEY_START = "sl_live_"
@@ -29,6 +30,8 @@ NUM_PUBLIC = len(KEY_START) + 8
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 TOUCH_SECONDS = 60.0
 MAX_NAME_CHARS = 100
+MAX_ALLOWED = 10**15
+MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
 
 
 class Keys:
@@ -46,16 +49,22 @@ class Keys:
         project: str = "default",
         scopes: frozenset[Scope],
         expires_at: float | None = None,
+        allowance: Allowance | None = None,
     ) -> tuple[Key, str]:
         """A new key and its secret, which cannot be had again. Raises InvalidFields, Conflict. One transaction."""
+        allowance = allowance or Allowance()
         if not 1 <= len(name.strip()) <= MAX_NAME_CHARS:
             raise InvalidFields([FieldError("name", f"a key needs a name of 1 to {MAX_NAME_CHARS} characters")])
         if not scopes:
             known = ", ".join(Scope)
             raise InvalidFields([FieldError("scopes", f"a key needs at least one scope of {known}")])
+        _check_allowance(allowance)
         secret = _new_secret()
+        key_id = str(uuid.uuid4())
         columns: dict[str, object] = {
-            "id": str(uuid.uuid4()),
+            "id": key_id,
+            "origin_id": key_id,
+            "allowance": to_json(allowance),
             "name": name.strip(),
             "prefix": secret[:NUM_PUBLIC],
             "digest": self._digest(secret),
@@ -92,10 +101,15 @@ class Keys:
         """One key, revoked or not. Raises NotFound. One transaction."""
         return await self._database.read(_get, key_id)
 
-    async def rotate(self, key_id: str, *, overlap_seconds: float = 0.0) -> tuple[Key, str]:
-        """A new key with the name, project and scopes of this one, which ends after the overlap. Raises NotFound, Conflict.
+    async def allow(self, key_id_or_name: str, allowance: Allowance) -> Key:
+        """Set what a key may use, and its successors and predecessors with it. Raises InvalidFields, NotFound. One transaction."""
+        _check_allowance(allowance)
+        return await self._database.write(_allow, key_id_or_name, to_json(allowance))
 
-        One transaction.
+    async def rotate(self, key_id_or_name: str, *, overlap_seconds: float = 0.0) -> tuple[Key, str]:
+        """A new key with the name, project, scopes and allowance of this one, which ends after the overlap.
+
+        What both use counts together. Raises NotFound, Conflict. One transaction.
         """
         secret = _new_secret()
         columns: dict[str, object] = {
@@ -103,7 +117,7 @@ class Keys:
             "prefix": secret[:NUM_PUBLIC],
             "digest": self._digest(secret),
         }
-        return await self._database.write(_rotate, key_id, columns, overlap_seconds=overlap_seconds), secret
+        return await self._database.write(_rotate, key_id_or_name, columns, overlap_seconds=overlap_seconds), secret
 
     async def revoke(self, key_id_or_name: str) -> Key:
         """End a key, named by its id or by the name it has; a revoked one stays so. Raises NotFound. One transaction."""
@@ -169,8 +183,32 @@ def _get(connection: Connection, key_id: str) -> Key:
     return key_from(row)
 
 
-def _rotate(connection: Connection, key_id: str, columns: dict[str, object], *, overlap_seconds: float) -> Key:
-    old = connection.execute(sa.select(keys).where(keys.c.id == key_id)).first()
+def _check_allowance(allowance: Allowance) -> None:
+    wrong = [
+        FieldError(name, f"{value} is not a number from 1 to {MAX_ALLOWED}")
+        for name, value in asdict(allowance).items()
+        if value is not None and name != "weight" and not 1 <= value <= MAX_ALLOWED
+    ]
+    if not MIN_WEIGHT <= allowance.weight <= MAX_WEIGHT:
+        wrong.append(FieldError("weight", f"{allowance.weight} is not a number from {MIN_WEIGHT} to {MAX_WEIGHT}"))
+    if wrong:
+        raise InvalidFields(wrong)
+
+
+def _named(key_id_or_name: str) -> sa.ColumnElement[bool]:
+    return sa.or_(keys.c.id == key_id_or_name, sa.and_(keys.c.name == key_id_or_name, IS_NOT_REVOKED))
+
+
+def _allow(connection: Connection, key_id_or_name: str, allowance: str) -> Key:
+    named = connection.execute(sa.select(keys).where(_named(key_id_or_name))).first()
+    if named is None:
+        raise _not_found()
+    connection.execute(sa.update(keys).where(keys.c.origin_id == named.origin_id).values(allowance=allowance))
+    return _get(connection, named.id)
+
+
+def _rotate(connection: Connection, key_id_or_name: str, columns: dict[str, object], *, overlap_seconds: float) -> Key:
+    old = connection.execute(sa.select(keys).where(_named(key_id_or_name))).first()
     if old is None:
         raise _not_found()
     if old.revoked_at is not None:
@@ -182,15 +220,17 @@ def _rotate(connection: Connection, key_id: str, columns: dict[str, object], *, 
     values["expires_at"] = sa.case((is_longer, ends_at), else_=keys.c.expires_at)
     if overlap_seconds <= 0:
         values["revoked_at"] = now()
-    connection.execute(sa.update(keys).where(keys.c.id == key_id).values(**values))
+    connection.execute(sa.update(keys).where(keys.c.id == old.id).values(**values))
     kept = {"name": old.name, "project": old.project, "scopes": old.scopes, "expires_at": old.expires_at}
+    kept |= {"origin_id": old.origin_id, "allowance": old.allowance}
     return _create(connection, columns | kept)
 
 
 def _revoke(connection: Connection, key_id_or_name: str) -> Key:
-    is_named = sa.or_(keys.c.id == key_id_or_name, sa.and_(keys.c.name == key_id_or_name, IS_NOT_REVOKED))
     revoked_at = sa.func.coalesce(keys.c.revoked_at, now())
-    row = connection.execute(sa.update(keys).where(is_named).values(revoked_at=revoked_at).returning(*keys.c)).first()
+    row = connection.execute(
+        sa.update(keys).where(_named(key_id_or_name)).values(revoked_at=revoked_at).returning(*keys.c)
+    ).first()
     if row is None:
         raise _not_found()
     return key_from(row)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Row
 
 from safelight.deployments import Defaults, Deployment, Limits
-from safelight.keys import Key, Scope
+from safelight.keys import Allowance, Key, Scope
 from safelight.runs import (
     Delivery,
     DeliveryAttempt,
@@ -26,13 +26,13 @@ from safelight.runs import (
     SamplerName,
 )
 
-T = TypeVar("T", RunParams, Defaults, Limits)
+T = TypeVar("T", RunParams, Defaults, Limits, Allowance)
 
 ENUMS: Mapping[str, Callable[[Any], Any]] = {"sampler": SamplerName, "output_format": OutputFormat}
 """The fields of the above that are more than JSON's own kinds."""
 
 
-def to_json(value: RunParams | Defaults | Limits) -> str:
+def to_json(value: RunParams | Defaults | Limits | Allowance) -> str:
     return json.dumps(asdict(value), allow_nan=False)
 
 
@@ -53,6 +53,7 @@ def run_from(row: Row[Any], images: Sequence[Row[Any]] = ()) -> Run:
         params=from_json(RunParams, row.params),
         status=RunStatus(row.status),
         created_at=row.created_at,
+        weight=1.0 if row.weight is None else row.weight,
         started_at=row.started_at,
         ended_at=row.ended_at,
         run_time_ms=row.run_time_ms,
@@ -132,7 +133,13 @@ def key_from(row: Row[Any]) -> Key:
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
         last_used_at=row.last_used_at,
+        allowance=allowance_from(row.allowance),
     )
+
+
+def allowance_from(text: str | None) -> Allowance:
+    """Keys of before there were allowances have none written."""
+    return Allowance() if text is None else from_json(Allowance, text)
 
 
 def deployment_from(row: Row[Any]) -> Deployment:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from safelight.errors import Conflict, FieldError, IdempotencyMismatch, InvalidFields, NotFound, Overloaded
+from safelight.metrics import EngineFigures
 from safelight.runs import (
     Claim,
     ImageRecord,
@@ -23,7 +24,7 @@ from safelight.runs import (
     RunEventKind,
     RunStatus,
 )
-from safelight.store import claims, events
+from safelight.store import claims, events, ledger
 from safelight.store.database import Database, now
 from safelight.store.images import ImageFolder
 from safelight.store.notifications import Notifications
@@ -90,11 +91,24 @@ class Runs:
         self._hint_runs([claim.run.id for claim in claimed])
         return claimed
 
-    async def pulse(self, worker_id: str, progress: Sequence[Progress], *, lease_seconds: float, renew: bool) -> Pulse:
-        """Write the progress of a worker's runs, and renew their leases and its placements if `renew`. One transaction."""
-        if not progress and not renew:
+    async def pulse(
+        self,
+        worker_id: str,
+        progress: Sequence[Progress],
+        *,
+        lease_seconds: float,
+        renew: bool,
+        figures: EngineFigures | None = None,
+    ) -> Pulse:
+        """Write the progress of a worker's runs, and renew their leases and its placements if `renew`. One transaction.
+
+        `figures` are kept for whoever watches the server.
+        """
+        if not progress and not renew and figures is None:
             return Pulse()
-        pulse = await self._database.write(claims.pulse, worker_id, progress, lease_seconds=lease_seconds, renew=renew)
+        pulse = await self._database.write(
+            claims.pulse, worker_id, progress, lease_seconds=lease_seconds, renew=renew, figures=figures
+        )
         self._hint_runs([report.run_id for report in progress])
         return pulse
 
@@ -149,6 +163,7 @@ class Runs:
             await self._image_folder.remove(paths)
             num_pruned += num_runs
             if num_runs < PRUNE_BATCH:
+                await self._database.write(ledger.merge_days)
                 return num_pruned
 
     async def image_paths(self, shelf: str) -> frozenset[str]:
@@ -198,14 +213,19 @@ def _create(connection: Connection, new: NewRun, *, max_queued: int) -> tuple[Ru
             raise IdempotencyMismatch(message, run_id=made.id)
         if made is not None:
             return claims.with_images(connection, made), False
+    allowance = ledger.check(connection, new, seconds_to_room=lambda: _seconds_to_room(connection))
     num_queued = connection.execute(COUNT_QUEUED).scalar_one()
     if num_queued >= max_queued:
-        wait = ROOM_SHARE * (_backlog(connection).queue_eta_seconds or 0.0)
         message = f"{num_queued} runs wait already; send the same again later"
-        raise Overloaded(message, retry_after_seconds=max(1.0, min(300.0, wait)))
-    row = connection.execute(QUEUE, _columns(new)).one()
+        raise Overloaded(message, retry_after_seconds=_seconds_to_room(connection))
+    row = connection.execute(QUEUE, _columns(new) | {"weight": allowance.weight}).one()
     events.append(connection, row, RunEventKind.QUEUED, at=row.created_at)
     return run_from(row), True
+
+
+def _seconds_to_room(connection: Connection) -> float:
+    wait = ROOM_SHARE * (_backlog(connection).queue_eta_seconds or 0.0)
+    return max(1.0, min(300.0, wait))
 
 
 def _columns(new: NewRun) -> dict[str, object]:
@@ -227,6 +247,8 @@ def _columns(new: NewRun) -> dict[str, object]:
         "idempotency_key": new.idempotency_key,
         "body_digest": new.body_digest,
         "warnings": "[]",
+        "num_images": new.params.num_images_per_prompt,
+        "pixel_steps": new.params.pixel_steps,
     }
 
 
@@ -328,6 +350,7 @@ def _forget(connection: Connection, run_ids: Sequence[str]) -> list[str]:
     """Delete runs with all rows that belong to them. The paths of their pictures."""
     if not run_ids:
         return []
+    ledger.settle(connection, run_ids)
     paths = list(connection.execute(sa.select(images.c.path).where(images.c.run_id.in_(run_ids))).scalars())
     connection.execute(sa.delete(runs).where(runs.c.id.in_(run_ids)))
     return paths

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from safelight.store.database import Number
 
-REVISION = "0001"
+REVISION = "0002"
 """The newest migration: a database that says so needs none."""
 
 
@@ -73,6 +73,10 @@ runs = sa.Table(
     sa.Column("warnings", Text, nullable=False),
     sa.Column("error_code", Text),
     sa.Column("error_message", Text),
+    sa.Column("num_images", sa.Integer),
+    sa.Column("pixel_steps", sa.BigInteger),
+    sa.Column("weight", Real),
+    sa.Column("device_ms", Real),
 )
 
 IS_QUEUED = sa.text("status = 'queued'")
@@ -93,6 +97,8 @@ sa.Index("runs_newest", runs.c.created_at, runs.c.number)
 sa.Index("runs_by_status", runs.c.status, runs.c.created_at, runs.c.number)
 sa.Index("runs_by_project", runs.c.project, runs.c.created_at, runs.c.number)
 sa.Index("runs_by_project_status", runs.c.project, runs.c.status, runs.c.created_at, runs.c.number)
+# All that counting a key's requests reads.
+sa.Index("runs_by_key", runs.c.key_id, runs.c.created_at, runs.c.num_images, runs.c.pixel_steps)
 sa.Index("runs_by_deployment", runs.c.deployment, runs.c.created_at, runs.c.number)
 
 
@@ -178,11 +184,14 @@ keys = sa.Table(
     sa.Column("expires_at", Real),
     sa.Column("revoked_at", Real),
     sa.Column("last_used_at", Real),
+    sa.Column("origin_id", Text),
+    sa.Column("allowance", Text),
 )
 
 IS_NOT_REVOKED = sa.text("revoked_at IS NULL")
 
 sa.Index("keys_by_prefix", keys.c.prefix)
+sa.Index("keys_by_origin", keys.c.origin_id)
 sa.Index("keys_by_name", keys.c.name, unique=True, sqlite_where=IS_NOT_REVOKED, postgresql_where=IS_NOT_REVOKED)
 
 deployments = sa.Table(
@@ -214,4 +223,31 @@ placements = sa.Table(
     sa.Column("reason", Text, nullable=False),
     sa.Column("heard_at", Real, nullable=False),
     sa.PrimaryKeyConstraint("worker_id", "name", "version"),
+)
+
+spent = sa.Table(
+    "spent",
+    metadata,
+    sa.Column("key_id", Text, nullable=False),
+    sa.Column("deployment", Text, nullable=False),
+    sa.Column("at", Real, nullable=False),
+    sa.Column("is_day", sa.Boolean, nullable=False),
+    sa.Column("num_runs", sa.Integer, nullable=False),
+    sa.Column("num_images", sa.Integer, nullable=False),
+    sa.Column("pixel_steps", sa.BigInteger, nullable=False),
+    sa.Column("num_finished", sa.Integer, nullable=False),
+    sa.Column("device_ms", Real, nullable=False),
+    sa.PrimaryKeyConstraint("key_id", "deployment", "at", "is_day"),
+)
+
+IS_EXACT = sa.text("NOT is_day")
+
+sa.Index("spent_exactly", spent.c.at, sqlite_where=IS_EXACT, postgresql_where=IS_EXACT)
+
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("worker_id", Text, primary_key=True),
+    sa.Column("heard_at", Real, nullable=False),
+    sa.Column("figures", Text, nullable=False),
 )

@@ -24,6 +24,8 @@ from safelight.store.events import Events
 from safelight.store.figures import Figures
 from safelight.store.images import ImageFolder, sync_folder
 from safelight.store.keys import Keys
+from safelight.store.ledger import Ledger
+from safelight.store.measures import MeasureTable
 from safelight.store.migrations import migrate
 from safelight.store.notifications import Notifications, Wire
 from safelight.store.runs import Runs
@@ -45,6 +47,8 @@ class Store:
         self.keys = Keys(database, secret)
         self.deployments = DeploymentTable(database, self.notifications)
         self.figures = Figures(database)
+        self.ledger = Ledger(database)
+        self.measures = MeasureTable(database)
         self.search = Search(database)
         self.sign_in_links = SignInLinks(data / "sign-in")
 

@@ -13,6 +13,7 @@ from alembic import command
 from alembic.script import ScriptDirectory
 
 from safelight.errors import ConfigError
+from safelight.keys import Allowance
 from safelight.store import Store
 from safelight.store.database import open_engine
 from safelight.store.migrations import alembic_config, migrate
@@ -26,7 +27,14 @@ def everything_in(path: Path) -> set[str]:
         found = connection.execute(
             "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND tbl_name <> 'alembic_version'"
         )
-        return {"".join(sql.replace('"', "").split()) for (sql,) in found}
+        return {_in_any_order("".join(sql.replace('"', "").split())) for (sql,) in found}
+
+
+def _in_any_order(sql: str) -> str:
+    """A column that was added later stands behind the constraints."""
+    start, body = sql.split("(", 1)
+    body, end = body.rsplit(")", 1)
+    return f"{start}({','.join(sorted(body.split(',')))}){end}"
 
 
 def test_migrations_end_at_the_schema(migrated: Path, tmp_path: Path) -> None:
@@ -83,3 +91,28 @@ async def test_one_process_at_a_time_prepares_a_folder(data: Path) -> None:
         assert not opening.done()
     async with await opening as store:
         assert await store.keys.count() == 0
+
+
+async def test_runs_and_keys_of_before_there_were_allowances_count_too(tmp_path: Path) -> None:
+    engine, config = open_engine(tmp_path, None), alembic_config()
+    with engine.execution_options(is_writing=True).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        params = '{"prompt": "x", "height": 64, "width": 72, "num_inference_steps": 10, "num_images_per_prompt": 3}'
+        run = "('r', 'p', 'k', 'd', 1, ?, 'queued', 1.0, 0, 0, 1, 0, 0, 0, '[]')"
+        columns = "id, project, key_id, deployment, deployment_version, params, status, created_at, fence, num_attempts"
+        columns += ", num_events, is_cancel_requested, steps_done, steps_total, warnings"
+        connection.exec_driver_sql(f"INSERT INTO runs ({columns}) VALUES {run}", (params,))
+        key = "('k', 'laptop', 'sl_live_12345678', 'x', 'p', 'predict', 1.0)"
+        connection.exec_driver_sql(
+            f"INSERT INTO keys (id, name, prefix, digest, project, scopes, created_at) VALUES {key}"
+        )
+    engine.dispose()
+    async with await Store.open(tmp_path) as store:
+        (claim,) = await store.runs.claim("w", limit=1, lease_seconds=60)
+        assert (claim.run.id, claim.run.weight, claim.run.params.width) == ("r", 1.0, 72)
+        counted = sa.text("SELECT num_images, pixel_steps FROM runs")
+        assert await store._database.read(lambda connection: tuple(connection.execute(counted).one())) == (3, 138240)
+        assert (await store.keys.get("k")).allowance == Allowance()
+        assert (await store.keys.rotate("laptop"))[0].name == "laptop"
+        assert [usage.num_runs for usage in await store.ledger.usage(since=0)] == [1]

@@ -1,0 +1,73 @@
+"""What a metrics scrape reads: each ended run once, the queue as it is, workers as they were last heard of."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from safelight.metrics import EngineFigures
+from safelight.runs import Outcome, RunError, RunStatus
+from safelight.store import Store, measures
+
+from .making import HOOK, claim_one, draw, submit
+
+
+async def test_every_end_is_read_once_and_only_when_it_has_settled(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await store.measures.read(since=None)
+    assert first.ends == []
+    for _ in range(3):
+        await submit(store)
+    claim = await claim_one(store)
+    await draw(store, claim)
+    await store.runs.finish(claim, Outcome(status=RunStatus.SUCCEEDED, run_time_ms=5.0, device_ms=250.0))
+    failed = Outcome(status=RunStatus.FAILED, run_time_ms=1.0, error=RunError("out_of_memory", "smaller"))
+    await store.runs.finish(await claim_one(store), failed)
+    assert (await store.measures.read(since=first.until)).ends == [], "not settled yet"
+    monkeypatch.setattr(measures, "SETTLED_SECONDS", 0.0)
+    second = await store.measures.read(since=first.until)
+    assert [(end.status, end.code, end.num_images, end.device_seconds) for end in second.ends] == [
+        (RunStatus.SUCCEEDED, "", 1, 0.25),
+        (RunStatus.FAILED, "out_of_memory", 0, 0.0),
+    ]
+    assert all(0 <= (end.wait_seconds or 0) <= end.seconds for end in second.ends)
+    assert (await store.measures.read(since=second.until)).ends == []
+
+
+async def test_the_queue_is_counted_by_deployment_with_its_age(store: Store) -> None:
+    for name in ("a", "a", "b"):
+        await submit(store, deployment=name, webhook_endpoint=HOOK)
+    await claim_one(store)
+    backlogs = {each.deployment: each for each in (await store.measures.read(since=None)).backlogs}
+    assert (backlogs["a"].num_queued, backlogs["a"].num_running) == (1, 1)
+    assert (backlogs["b"].num_queued, backlogs["b"].num_running) == (1, 0)
+    assert 0 <= backlogs["b"].oldest_queued_seconds < 5
+
+
+async def test_figures_travel_with_the_pulse_and_go_with_the_worker(store: Store, neighbour: Store) -> None:
+    said = EngineFigures(num_rows=7, step_seconds=1.5, step_counts=(1, 2, *[0] * 11))
+    for figures in (EngineFigures(), said):
+        await store.runs.pulse("w", [], lease_seconds=60, renew=True, figures=figures)
+    (worker,) = (await neighbour.measures.read(since=None)).workers
+    assert (worker.worker_id, worker.engine) == ("w", said)
+    assert 0 <= worker.silent_seconds < 5
+    await store.deployments.forget_worker("w")
+    assert (await neighbour.measures.read(since=None)).workers == []
+
+
+async def test_figures_of_another_version_are_read_as_far_as_they_are_known(store: Store) -> None:
+    await store.runs.pulse("w", [], lease_seconds=60, renew=True, figures=EngineFigures())
+    text = json.dumps({"num_rows": 3, "of_the_future": 1})
+    sql = f"UPDATE workers SET figures = '{text}'"
+    await store._database.write(lambda connection: connection.exec_driver_sql(sql))
+    (worker,) = (await store.measures.read(since=None)).workers
+    assert worker.engine == EngineFigures(num_rows=3)
+
+
+async def test_deliveries_that_wait_are_counted(store: Store) -> None:
+    await submit(store, webhook_endpoint=HOOK)
+    await store.runs.finish(await claim_one(store), Outcome(status=RunStatus.SUCCEEDED, run_time_ms=1.0))
+    read = await store.measures.read(since=None)
+    assert read.num_pending_deliveries == 1 and 0 <= read.overdue_seconds < 5
