@@ -53,8 +53,9 @@ class SamplerName(StrEnum):
 
     @property
     def max_steps(self) -> int:
-        """The most steps its grid has room for: a multistep grid needs one more point than steps."""
-        return NUM_DISTILLED_STEPS if self is SamplerName.LCM else _NUM_TRAIN_STEPS - 1
+        """The most steps its grids have room for: leading ones leave out the first timestep, and those of multistep
+        samplers need one more point than steps."""
+        return NUM_DISTILLED_STEPS if self is SamplerName.LCM else _NUM_TRAIN_STEPS - 2
 
 
 class Spacing(StrEnum):

@@ -105,7 +105,7 @@ class Engine:
             self._events.append((assignment.run_id, AssignmentFailed(error, 0.0)))
             return
         params = assignment.params
-        table = step_table(params.sampler, params.num_inference_steps, model.schedule)
+        table = step_table(params.sampler, params.num_inference_steps, model.schedule, params.spacing)
         num_earlier = params.num_images_per_prompt - len(assignment.indices)
         run = LiveRun(
             assignment,
@@ -261,7 +261,7 @@ class Engine:
         try:
             if not bool(torch.isfinite(task.latent).all()):
                 return faults.NON_FINITE_LATENT
-            return task.run.model.decode(task.latent * task.table.final_scale, params.height, params.width)
+            return task.run.model.decode(task.latent, params.height, params.width)
         except Exception as error:
             log.exception("decoding failed", extra={"run_id": task.run.run_id})
             return faults.decode_failed(error)

@@ -6,7 +6,18 @@ import numpy as np
 import torch
 
 from safelight.engine.models.base import Conditioning, ImageModel
-from safelight.engine.samplers import SIGMA, TIMESTEP, C, D, Floats, sample, step_noise
+from safelight.engine.samplers import (
+    SIGMA,
+    TIMESTEP,
+    D,
+    E,
+    F,
+    Floats,
+    num_remembered,
+    sample,
+    step_noise,
+    to_remember,
+)
 from safelight.engine.tasks import Batch, ImageTask
 
 
@@ -43,10 +54,14 @@ class Rows:
         x = torch.stack([_latent(task) for task in tasks])
         denoised = self._guide(self._predict(x, columns))
         moved = sample(
-            x, denoised, columns, previous=_previous(tasks, scalars), noise=_noise(tasks, scalars, self._model)
+            x, denoised, columns, remembered=_remembered(tasks, scalars), noise=_noise(tasks, scalars, self._model)
         )
-        for task, latent, seen in zip(tasks, moved.unbind(), denoised.unbind(), strict=True):
-            task.latent, task.previous = latent, seen
+        # Most of those who look back remember the denoised latent as it is.
+        kept = to_remember(x, denoised, columns) if scalars[:, E].any() else denoised
+        for task, latent, memory, row in zip(tasks, moved.unbind(), kept.unbind(), scalars, strict=True):
+            task.latent = latent
+            if row[F] and task.table.depth:
+                task.remembered = (memory, *task.remembered)[: task.table.depth]
             task.cursor += 1
 
     def _predict(self, x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -62,11 +77,12 @@ class Rows:
         return torch.addcmul(negative, self._guidance, denoised[: len(self.batch.tasks)] - negative)
 
 
-def _previous(tasks: tuple[ImageTask, ...], scalars: Floats) -> torch.Tensor | None:
-    if not scalars[:, C].any():
-        return None
-    # Those that do not look back have weight zero: any finite stand-in will do.
-    return torch.stack([_latent(task) if task.previous is None else task.previous for task in tasks])
+def _remembered(tasks: tuple[ImageTask, ...], scalars: Floats) -> list[torch.Tensor]:
+    """As far back as anyone looks. Those who do not have weight zero there: any finite stand-in will do."""
+    return [
+        torch.stack([task.remembered[ago] if ago < len(task.remembered) else _latent(task) for task in tasks])
+        for ago in range(num_remembered(scalars))
+    ]
 
 
 def _noise(tasks: tuple[ImageTask, ...], scalars: Floats, model: ImageModel) -> torch.Tensor | None:

@@ -74,8 +74,8 @@ class LiveRun:
 class ImageTask:
     """One image of a run: seed, step table, cursor, latent [C, h, w].
 
-    `previous` is the last denoised latent, for samplers that look back. A suspect task was in a batch that failed and
-    travels alone until it has passed a step.
+    `remembered` is what a sampler that looks back left for its next steps, the latest first, as many as its table wants.
+    A suspect task was in a batch that failed and travels alone until it has passed a step.
     """
 
     run: LiveRun
@@ -85,7 +85,7 @@ class ImageTask:
     table: StepTable
     cursor: int = 0
     latent: torch.Tensor | None = None
-    previous: torch.Tensor | None = None
+    remembered: tuple[torch.Tensor, ...] = ()
     is_suspect: bool = False
 
     @property

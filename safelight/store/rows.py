@@ -24,11 +24,16 @@ from safelight.runs import (
     RunParams,
     RunStatus,
     SamplerName,
+    Spacing,
 )
 
 T = TypeVar("T", RunParams, Defaults, Limits, Allowance)
 
-ENUMS: Mapping[str, Callable[[Any], Any]] = {"sampler": SamplerName, "output_format": OutputFormat}
+ENUMS: Mapping[str, Callable[[Any], Any]] = {
+    "sampler": SamplerName,
+    "spacing": Spacing,
+    "output_format": OutputFormat,
+}
 """The fields of the above that are more than JSON's own kinds."""
 
 

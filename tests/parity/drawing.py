@@ -7,15 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    SchedulerMixin,
-    StableDiffusionPipeline,
-)
-from diffusers.schedulers import scheduling_euler_ancestral_discrete
+from diffusers import StableDiffusionPipeline
 from pytest import MonkeyPatch
 
 from safelight.engine.engine import Engine
@@ -23,14 +15,9 @@ from safelight.engine.events import AssignmentFailed, ImageReady, Pixels
 from safelight.engine.models.base import ImageModel
 from safelight.engine.samplers import step_noise
 from safelight.engine.tasks import Assignment
-from safelight.runs import RunParams, SamplerName
+from safelight.runs import RunParams
 
-SCHEDULERS: dict[SamplerName, type[SchedulerMixin]] = {
-    SamplerName.EULER: EulerDiscreteScheduler,
-    SamplerName.EULER_ANCESTRAL: EulerAncestralDiscreteScheduler,
-    SamplerName.DDIM: DDIMScheduler,
-    SamplerName.DPMPP_2M: DPMSolverMultistepScheduler,
-}
+from .oracle import feed_noise, make_scheduler
 
 
 def draw_with_engine(model: ImageModel, asked: Sequence[RunParams], **settings: int) -> list[list[Pixels]]:
@@ -52,9 +39,9 @@ def draw_with_engine(model: ImageModel, asked: Sequence[RunParams], **settings: 
 
 def draw_with_diffusers(pipeline: StableDiffusionPipeline, params: RunParams, patch: MonkeyPatch) -> list[Pixels]:
     """As its documentation says: a generator for each image, the sampler by `from_config`."""
-    pipeline.scheduler = SCHEDULERS[params.sampler].from_config(pipeline.scheduler.config)
-    noises = _step_noises(params)
-    patch.setattr(scheduling_euler_ancestral_discrete, "randn_tensor", lambda *_, **__: next(noises))
+    own = pipeline.scheduler
+    pipeline.scheduler = make_scheduler(params.sampler, own.config, params.spacing)
+    feed_noise(patch, _step_noises(params))
     pictures = pipeline(
         params.prompt,
         negative_prompt=params.negative_prompt or None,
@@ -66,6 +53,7 @@ def draw_with_diffusers(pipeline: StableDiffusionPipeline, params: RunParams, pa
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in params.seeds],
         output_type="np",
     ).images
+    pipeline.scheduler = own
     return list((pictures * 255).round().astype(np.uint8))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from safelight.engine.models.base import ImageModel
-from safelight.engine.samplers import NoiseSchedule, Spacing, alphas_from_betas
+from safelight.engine.samplers import TIMESTEP_SPACINGS, NoiseSchedule, Spacing, alphas_from_betas
 from safelight.engine.tuning import DtypeName, Tuning, tune
 from safelight.errors import ModelError
 
@@ -89,12 +89,13 @@ def read_schedule(folder: Path) -> NoiseSchedule:
     if config.get("rescale_betas_zero_snr"):
         raise ModelError(f"{path}: rescale_betas_zero_snr is not supported by this version; set it to false")
     spacing = config.get("timestep_spacing")
-    if spacing is not None and spacing not in list(Spacing):
-        raise ModelError(f"{path}: timestep_spacing {spacing} is unknown; known are {', '.join(Spacing)}")
+    if spacing is not None and spacing not in TIMESTEP_SPACINGS:
+        raise ModelError(f"{path}: timestep_spacing {spacing} is unknown; known are {', '.join(TIMESTEP_SPACINGS)}")
     return NoiseSchedule(
         alphas_from_betas(_betas(path, config)),
         is_final_alpha_one=bool(config.get("set_alpha_to_one", True)),
         spacing=None if spacing is None else Spacing(str(spacing)),
+        is_v_prediction=prediction_type(folder) == "v_prediction",
     )
 
 

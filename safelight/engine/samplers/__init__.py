@@ -1,0 +1,89 @@
+"""Schedules and step rules as tables of coefficients. Pure maths; knows no model and no task. docs/samplers.md says what
+each sampler is and how closely it follows its original."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from safelight.engine.samplers.multistep import dpmpp_2m, dpmpp_2m_sde, lms, pndm, unipc
+from safelight.engine.samplers.noise import initial_noise, step_noise
+from safelight.engine.samplers.onestep import ddim, euler, euler_ancestral, heun, lcm
+from safelight.engine.samplers.schedules import (
+    TIMESTEP_SPACINGS,
+    Floats,
+    NoiseSchedule,
+    alphas_from_betas,
+    scaled_linear_schedule,
+)
+from safelight.engine.samplers.tables import (
+    MAX_DEPTH,
+    SIGMA,
+    TIMESTEP,
+    A,
+    B,
+    C,
+    D,
+    E,
+    F,
+    StepTable,
+    num_remembered,
+    sample,
+    to_remember,
+)
+from safelight.runs import SamplerName, Spacing
+
+__all__ = [
+    "MAX_DEPTH",
+    "SIGMA",
+    "TIMESTEP",
+    "TIMESTEP_SPACINGS",
+    "A",
+    "B",
+    "C",
+    "D",
+    "E",
+    "F",
+    "Floats",
+    "NoiseSchedule",
+    "Spacing",
+    "StepTable",
+    "alphas_from_betas",
+    "initial_noise",
+    "num_remembered",
+    "sample",
+    "scaled_linear_schedule",
+    "step_noise",
+    "step_table",
+    "to_remember",
+]
+
+
+class _Sampler(Protocol):
+    def __call__(self, num_steps: int, schedule: NoiseSchedule, spacing: Spacing, /) -> StepTable: ...
+
+
+_SAMPLERS: Mapping[SamplerName, _Sampler] = {
+    SamplerName.EULER: euler,
+    SamplerName.EULER_ANCESTRAL: euler_ancestral,
+    SamplerName.DDIM: ddim,
+    SamplerName.DPMPP_2M: dpmpp_2m,
+    SamplerName.DPMPP_2M_SDE: dpmpp_2m_sde,
+    SamplerName.UNIPC: unipc,
+    SamplerName.HEUN: heun,
+    SamplerName.LMS: lms,
+    SamplerName.LCM: lcm,
+    SamplerName.PNDM: pndm,
+}
+
+_LEADING_BY_DEFAULT = frozenset({SamplerName.DDIM, SamplerName.PNDM})
+
+
+def step_table(
+    sampler: SamplerName, num_steps: int, schedule: NoiseSchedule, spacing: Spacing = Spacing.AUTOMATIC
+) -> StepTable:
+    """The table of `sampler` over `num_steps` steps. Automatic spacing is the model's wish, else the sampler's default."""
+    if spacing is Spacing.AUTOMATIC:
+        default = Spacing.LEADING if sampler in _LEADING_BY_DEFAULT else Spacing.LINSPACE
+        spacing = schedule.spacing or default
+    return _SAMPLERS[sampler](num_steps, schedule, spacing)

@@ -1,0 +1,24 @@
+"""The noise of an image: a function of its seed and of the step alone, so that it can be drawn again by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+def initial_noise(seed: int, shape: tuple[int, int, int]) -> torch.Tensor:
+    """[C, h, w] in float32, as diffusers draws it from a CPU generator of this seed."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn((1, *shape), generator=generator, dtype=torch.float32)[0]
+
+
+def step_noise(seed: int, step: int, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """[C, h, w], a function of its arguments alone: Philox keyed by seed and step, then Box and Muller's transform."""
+    half = (int(np.prod(shape)) + 1) // 2
+    raw = np.random.Philox(key=np.array([seed, step], dtype=np.uint64)).random_raw(2 * half)
+    # 53 bits, shifted off zero so that the logarithm is finite.
+    uniform = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    radius, angle = np.sqrt(-2.0 * np.log(uniform[:half])), 2.0 * np.pi * uniform[half:]
+    normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+    return normal[: int(np.prod(shape))].reshape(shape).astype(np.float32)
