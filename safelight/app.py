@@ -57,6 +57,7 @@ async def serve_api(settings: Settings, door: socket.socket) -> None:
     """Answer on `door` until told to stop; deliver webhooks and tidy up beside it."""
     from safelight.api.app import create_app
     from safelight.api.dashboard import build_desk
+    from safelight.api.metering import Meter
     from safelight.api.server import make_server
     from safelight.api.service import Service
     from safelight.janitor import Janitor
@@ -66,12 +67,13 @@ async def serve_api(settings: Settings, door: socket.socket) -> None:
     async with await open_store(settings) as store:
         policy = TargetPolicy(settings.webhooks.allowed_networks)
         service = Service(store, settings.server, check_webhook=policy.check_url)
-        app = create_app(service, settings.server, desk=build_desk(store, service, settings))
+        meter = Meter()
+        app = create_app(service, settings.server, desk=build_desk(store, service, settings), meter=meter)
         server = make_server(app, service, settings.server)
         stop = _in_stages(service.refuse_new_runs, partial(setattr, server, "should_exit", True))
         # uvicorn would take the first signal for the end.
         server.capture_signals = partial(_signals_to, stop)  # type: ignore[method-assign]
-        deliverer = Deliverer(store, settings.webhooks, policy=policy)
+        deliverer = Deliverer(store, settings.webhooks, policy=policy, count_attempt=meter.count_attempt)
         janitor = Janitor(store, settings.store, settings.worker)
         async with _beside(deliverer.run(), janitor.run()):
             await server.serve(sockets=[door])

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safelight.config import WorkerSettings
@@ -17,6 +17,7 @@ from safelight.engine.events import (
     AssignmentDone,
     AssignmentFailed,
     EncodedPrompt,
+    EndEvent,
     ImageReady,
     StepDone,
 )
@@ -47,6 +48,7 @@ class _Held:
     warnings: tuple[str, ...] = ()
     unnamed: tuple[ImageRecord, ...] = ()
     is_unreported: bool = False
+    device_ms: float = 0.0
 
     def outcome(self, status: RunStatus, run_time_ms: float = 0.0, error: RunError | None = None) -> Outcome:
         return Outcome(status=status, run_time_ms=run_time_ms, error=error, warnings=self.warnings, images=self.unnamed)
@@ -139,7 +141,7 @@ class Worker:
         claim = held.claim
         log.info("started", extra={"run_id": claim.run.id, "fence": claim.fence, "deployment": claim.run.deployment})
         try:
-            outcome = await self._draw(held)
+            outcome = replace(await self._draw(held), device_ms=held.device_ms)
             run = await self._store.runs.finish(claim, outcome)
             log.info("ended", extra={"run_id": run.id, "status": run.status, "run_time_ms": run.run_time_ms})
         except asyncio.CancelledError:
@@ -176,6 +178,8 @@ class Worker:
             return held.outcome(RunStatus.SUCCEEDED)
         assignment = Assignment(run.id, _model_key(held.deployment), run.params, missing)
         async for event in self._engine.generate(assignment):
+            if isinstance(event, EndEvent):
+                held.device_ms = event.device_ms
             match event:
                 case EncodedPrompt(warnings):
                     held.warnings = warnings
@@ -273,7 +277,11 @@ class Worker:
         progress = [held.progress() for held in self._held.values()]
         try:
             pulse = await self._store.runs.pulse(
-                self._worker_id, progress, lease_seconds=self._settings.lease_seconds, renew=is_renewal
+                self._worker_id,
+                progress,
+                lease_seconds=self._settings.lease_seconds,
+                renew=is_renewal,
+                figures=self._engine.figures if is_renewal else None,
             )
         except TryLater as error:
             log.warning("no progress can be written for now", extra={"reason": error.message})

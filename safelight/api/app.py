@@ -15,7 +15,8 @@ from safelight.version import __version__
 from safelight.api.auth import KeyRing
 from safelight.api.dashboard import Desk, dashboard_router
 from safelight.api.errors import answer_error, answer_framework_error, answer_validation_error
-from safelight.api.middleware import AccessLog, ErrorBorder, HostGuard, SafeHeaders
+from safelight.api.middleware import AccessLog, ErrorBorder, HostGuard, QuotaHeaders, SafeHeaders
+from safelight.api.metering import Meter
 from safelight.api.openapi import complete_document
 from safelight.api.routes.predict import add_predict_routes
 from safelight.api.routes.runs import add_runs_routes
@@ -37,12 +38,18 @@ class Door(FastAPI):
 
 
 def create_app(
-    service: Service, settings: ServerSettings, *, desk: Desk | None = None, lifespan: Lifespan | None = None
+    service: Service,
+    settings: ServerSettings,
+    *,
+    desk: Desk | None = None,
+    lifespan: Lifespan | None = None,
+    meter: Meter | None = None,
 ) -> FastAPI:
     """The application over `service`, with a dashboard where there is a `desk`.
 
-    `lifespan` is entered before the first request and left after the last.
+    `lifespan` is entered before the first request and left after the last. `meter` counts, for /metrics.
     """
+    meter = meter or Meter()
     keyring = KeyRing(service.keys)
 
     @asynccontextmanager
@@ -57,7 +64,7 @@ def create_app(
         summary="A self-hosted text-to-image endpoint",
         version=__version__,
         lifespan=live,
-        middleware=_middleware(settings),
+        middleware=_middleware(service, settings, meter),
         exception_handlers={
             SafelightError: answer_error,
             HTTPException: answer_framework_error,
@@ -69,7 +76,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service, app.state.settings, app.state.keyring = service, settings, keyring
-    app.state.desk = desk
+    app.state.desk, app.state.meter = desk, meter
     add_server_routes(app)
     add_runs_routes(app)
     if desk is not None:
@@ -78,11 +85,12 @@ def create_app(
     return app
 
 
-def _middleware(settings: ServerSettings) -> list[Middleware]:
+def _middleware(service: Service, settings: ServerSettings, meter: Meter) -> list[Middleware]:
     """Outermost first."""
     return [
-        Middleware(AccessLog),
+        Middleware(AccessLog, count=meter.count_request, count_open=meter.count_open),
         Middleware(SafeHeaders),
+        Middleware(QuotaHeaders, standings=service.standings),
         Middleware(ErrorBorder),
         Middleware(HostGuard, allowed_hosts=settings.allowed_hosts),
     ]

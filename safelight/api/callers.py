@@ -31,8 +31,10 @@ async def authenticated(request: Request) -> Key:
     return key
 
 
-async def _predictor(key: Annotated[Key, Depends(authenticated)]) -> Key:
+async def _predictor(request: Request, key: Annotated[Key, Depends(authenticated)]) -> Key:
     check_scope(key, Scope.PREDICT)
+    if key.allowance.has_quotas:
+        trace_of(request.scope).metered_key = key
     return key
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from safelight.api.answers import respond
 from safelight.api.errors import problem_answer, unexpected
 from safelight.errors import WrongHost
+from safelight.keys import Key, Standing
 
 access_log = logging.getLogger("safelight.access")
 
@@ -29,6 +31,9 @@ _SAFE_HEADERS = {
 }
 _TRACE = "safelight.trace"
 
+CountRequest = Callable[[str, str, int, float], None]
+"""Method, template of the route, status, seconds."""
+
 
 @dataclass(slots=True)
 class Trace:
@@ -37,6 +42,7 @@ class Trace:
     status: int = 0
     run_id: str | None = None
     key_prefix: str | None = None
+    metered_key: Key | None = None
 
 
 def trace_of(scope: Scope) -> Trace:
@@ -48,13 +54,16 @@ def trace_of(scope: Scope) -> Trace:
 class AccessLog:
     """One line for each request: never its query, headers or body, and of its path only the route's template."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, count: CountRequest, count_open: Callable[[int], None]) -> None:
         self._app = app
+        self._count = count
+        self._count_open = count_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         trace, started_at = trace_of(scope), time.perf_counter()
+        self._count_open(1)
 
         async def note_status(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -64,7 +73,10 @@ class AccessLog:
         try:
             await self._app(scope, receive, note_status)
         finally:
-            _write_line(scope, trace, duration_ms=(time.perf_counter() - started_at) * 1000)
+            seconds = time.perf_counter() - started_at
+            self._count_open(-1)
+            self._count(scope["method"], _route_of(scope), trace.status or 499, seconds)
+            _write_line(scope, trace, duration_ms=seconds * 1000)
 
 
 class SafeHeaders:
@@ -79,6 +91,25 @@ class SafeHeaders:
                 headers = MutableHeaders(scope=message)
                 for name, value in _SAFE_HEADERS.items():
                     headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, add if scope["type"] == "http" else send)
+
+
+class QuotaHeaders:
+    """Tells a caller whose key has quotas how much is left, as in the IETF's draft on RateLimit header fields."""
+
+    def __init__(self, app: ASGIApp, *, standings: Callable[[Key], Awaitable[Sequence[Standing]]]) -> None:
+        self._app = app
+        self._standings = standings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def add(message: Message) -> None:
+            key = trace_of(scope).metered_key
+            if message["type"] == "http.response.start" and key is not None:
+                headers = MutableHeaders(scope=message)
+                for name, value in _quota_headers(await self._standings(key)).items():
+                    headers[name] = value
             await send(message)
 
         await self._app(scope, receive, add if scope["type"] == "http" else send)
@@ -129,6 +160,16 @@ def _host_name(host: str) -> str:
         return host[1:].partition("]")[0]
     name = host.rpartition(":")[0] if host.count(":") == 1 else host
     return name.removesuffix(".")
+
+
+def _quota_headers(standings: Sequence[Standing]) -> dict[str, str]:
+    if not standings:
+        return {}
+    # The unit of a quota is requests unless it says otherwise.
+    units = {each.name: "" if each.name == "requests" else f';qu="{each.name}"' for each in standings}
+    policies = (f'"{each.name}";q={each.quota}{units[each.name]};w={each.window_seconds}' for each in standings)
+    left = (f'"{each.name}";r={each.num_left};t={math.ceil(each.reset_seconds)}' for each in standings)
+    return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(left)}
 
 
 def _route_of(scope: Scope) -> str:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from safelight.api.answers import JSON, PROBLEM
 from safelight.api.errors import STATUSES
 from safelight.api.sse import EVENT_STREAM
-from safelight.api.views import DeploymentList, RunPage, RunView
+from safelight.api.views import DeploymentList, RunPage, RunView, UsageReport
 from safelight.envelope import ACCEPTED_MESSAGE, SUCCESS_MESSAGE
 from safelight.runs import MAX_SEED, OutputFormat, SamplerName
 
@@ -126,6 +126,9 @@ def _header(name: str, description: str) -> dict[str, Any]:
 
 RUN_ID_HEADER = _header("X-Safelight-Run-Id", "The id of the run.")
 SEED_HEADER = _header("X-Safelight-Seed", "The seed of each image, separated by commas.")
+QUOTA_HEADERS = _header("RateLimit", "What is left of each quota of the key, where it has any.") | _header(
+    "RateLimit-Policy", "The quotas of the key, where it has any."
+)
 WARNING_HEADER = _header("Warning", "What the caller should know about the result, such as a prompt that was cut.")
 
 
@@ -203,7 +206,7 @@ _PREDICT_ANSWERS: dict[int, dict[str, Any]] = {
     200: {
         "model": PredictAnswer | AcceptedAnswer,
         "description": "The images; or, with `webhook_endpoint`, that they will be sent there.",
-        "headers": RUN_ID_HEADER | SEED_HEADER | WARNING_HEADER,
+        "headers": RUN_ID_HEADER | SEED_HEADER | WARNING_HEADER | QUOTA_HEADERS,
         "content": {JSON: {"examples": {"accepted": {"summary": "With a webhook", "value": _ACCEPTED_EXAMPLE}}}},
     },
     202: _json(DeferredAnswer, "The run was stored; ask for it at `Location`.")
@@ -267,6 +270,20 @@ GET_IMAGE = _route(
     503,
 )
 
+USAGE = _route({200: _json(UsageReport, "By key and deployment.")}, 401, 403, 422, 503)
+METRICS = _route(
+    {
+        200: {
+            "description": "Prometheus' text format, or OpenMetrics for those who ask for it.",
+            "content": {
+                name: {"schema": {"type": "string"}} for name in ("text/plain", "application/openmetrics-text")
+            },
+        }
+    },
+    401,
+    403,
+    503,
+)
 LIST_DEPLOYMENTS = _route({200: _json(DeploymentList, "All deployments, by name.")}, 401, 403, 503)
 INDEX = _route({200: _json(IndexAnswer, "Where things are.")}, needs_key=False)
 HEALTH = _route({200: _json(StatusAnswer, "It answers.")}, needs_key=False)

@@ -9,6 +9,7 @@ from typing import TypeVar
 from safelight.catalog import CATALOG
 from safelight.deployments import Deployment
 from safelight.errors import FieldError
+from safelight.keys import Allowance
 from safelight.runs import MAX_SEED, OutputFormat, RunParams, SamplerName
 
 FRESH_SEEDS = 2**32
@@ -62,6 +63,20 @@ def find_wrong(asked: NewParams, params: RunParams, deployment: Deployment) -> t
     over = (*deployment.limits.check(params), *_check_seed(params, deployment), *_check_models(asked, deployment))
     unreadable = {error.field for error in asked.wrong}
     return (*asked.wrong, *(error for error in over if error.field not in unreadable))
+
+
+def find_unaffordable(params: RunParams, allowance: Allowance) -> tuple[FieldError, ...]:
+    """What this key can never ask for in one request, however long it waits."""
+    per_day, per_minute = allowance.images_per_day, allowance.pixel_steps_per_minute
+    if per_day is not None and params.num_images_per_prompt > per_day:
+        rule = f"{params.num_images_per_prompt} is more than this key may ask for in a whole day; the most is {per_day}"
+        return (FieldError("num_images_per_prompt", rule),)
+    if per_minute is not None and params.pixel_steps > per_minute:
+        rule = (
+            f"{params.num_inference_steps} steps of this size and number of images are {params.pixel_steps} pixel-steps"
+        )
+        return (FieldError("num_inference_steps", f"{rule}; this key may draw {per_minute} in a minute"),)
+    return ()
 
 
 def _first(value: T | None, default: T) -> T:

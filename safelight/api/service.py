@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
-from safelight.api.params import FRESH_SEEDS, NewParams, complete, find_wrong, shorten
+from safelight.api.params import FRESH_SEEDS, NewParams, complete, find_unaffordable, find_wrong, shorten
 from safelight.config import ServerSettings
 from safelight.deployments import Deployment, DeploymentStatus
 from safelight.envelope import end_code, end_message
@@ -27,10 +27,11 @@ from safelight.errors import (
     TryLater,
     WaitTimeout,
 )
-from safelight.keys import Key
+from safelight.keys import DAY_SECONDS, Key, Standing, Usage
 from safelight.runs import ImageRecord, NewRun, Run, RunEvent, RunEventKind, RunStatus
 from safelight.store import Backlog, Store
 from safelight.store.keys import Keys
+from safelight.store.measures import Measures
 
 log = logging.getLogger("safelight.runs")
 
@@ -89,6 +90,18 @@ class Service:
     def keys(self) -> Keys:
         return self._store.keys
 
+    async def standings(self, key: Key) -> Sequence[Standing]:
+        """How `key` stands with its quotas."""
+        return await self._store.ledger.standings(key.id)
+
+    async def usage(self, key: Key, *, num_days: int) -> Sequence[Usage]:
+        """What the keys of the project of `key` have used in the last days."""
+        return await self._store.ledger.usage(since=time.time() - num_days * DAY_SECONDS, project=key.project)
+
+    async def measure(self, *, since: float | None) -> Measures:
+        """The figures of the whole server: now, and the runs that ended after `since`."""
+        return await self._store.measures.read(since=since)
+
     def refuse_new_runs(self) -> None:
         """From now on `submit` raises Stopping; callers who wait go on waiting."""
         self._is_refusing = True
@@ -126,6 +139,7 @@ class Service:
             raise Stopping("the server is stopping; try again in a moment", retry_after_seconds=_RETRY_SECONDS)
         params = complete(asked, deployment, fresh_seed=self._draw_seed())
         wrong = (*find_wrong(asked, params, deployment), *self._wrong_webhook(asked.webhook_endpoint))
+        wrong = wrong or find_unaffordable(params, key.allowance)
         if wrong:
             raise InvalidFields(wrong)
         new = NewRun(

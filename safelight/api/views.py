@@ -125,6 +125,22 @@ class DeploymentView(_View):
     limits: LimitsView
 
 
+class UsageView(_View):
+    """What came of one key's requests to one deployment."""
+
+    key: str = Field(description="The name of the key; after a rotation, of the newest.")
+    key_id: str
+    deployment: str
+    num_runs: int
+    num_images: int = Field(description="Finished images.")
+    device_seconds: float = Field(description="Runs that shared a batch share its time.")
+
+
+class UsageReport(_View):
+    days: int
+    usage: list[UsageView]
+
+
 class DeploymentList(_View):
     deployments: list[DeploymentView]
 

@@ -1,20 +1,25 @@
-"""`keys create|list|revoke`."""
+"""`keys create|list|limit|rotate|usage|revoke`."""
 
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from safelight.cli.opening import with_store
 from safelight.cli.options import ConfigOption, DataOption, JsonOption, existing_settings_of, settings_of
 from safelight.cli.output import explain, say, say_json, say_table, when
-from safelight.keys import Key, Scope
+from safelight.keys import Allowance, Key, Scope
 
-HELP = "Make, list and revoke API keys."
+if TYPE_CHECKING:
+    from safelight.store import Store
 
-_DAY_SECONDS = 86_400
+HELP = "Make, list, limit, rotate and revoke API keys."
+
+_HOUR_SECONDS = 3_600
+_DAY_SECONDS = 24 * _HOUR_SECONDS
 
 
 def create(
@@ -69,7 +74,100 @@ def revoke(
     say(f"key {revoked.name} ({revoked.prefix}...) is revoked")
 
 
-COMMANDS = {"create": create, "list": list_keys, "revoke": revoke}
+def limit(
+    key: Annotated[str, typer.Argument(help="Name or id of the key.")],
+    requests_per_minute: Annotated[int | None, typer.Option(min=0, help="Requests in any 60 seconds.")] = None,
+    pixel_steps_per_minute: Annotated[
+        int | None, typer.Option(min=0, help="Height x width x steps x images in any 60 seconds.")
+    ] = None,
+    images_per_day: Annotated[int | None, typer.Option(min=0, help="Images asked for in a day (UTC).")] = None,
+    max_queued_runs: Annotated[int | None, typer.Option(min=0, help="Runs that may wait at once.")] = None,
+    max_open_runs: Annotated[int | None, typer.Option(min=0, help="Runs that may wait or be drawn at once.")] = None,
+    weight: Annotated[
+        float | None, typer.Option(min=0.01, max=100.0, help="Share of a busy device beside other keys; 1 is usual.")
+    ] = None,
+    data: DataOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a key may use. What is not named stays as it is; 0 takes a limit away."""
+    named = {
+        "requests_per_minute": requests_per_minute,
+        "pixel_steps_per_minute": pixel_steps_per_minute,
+        "images_per_day": images_per_day,
+        "max_queued_runs": max_queued_runs,
+        "max_open_runs": max_open_runs,
+    }
+    changes: dict[str, Any] = {name: value or None for name, value in named.items() if value is not None}
+    changes |= {} if weight is None else {"weight": weight}
+
+    async def change(store: Store) -> Key:
+        found = next((each for each in await store.keys.list() if _is_named(each, key)), None)
+        return await store.keys.allow(key, replace(found.allowance if found else Allowance(), **changes))
+
+    changed = with_store(existing_settings_of(config, data), change)
+    if as_json:
+        say_json(changed.allowance)
+        return
+    limits = [f"{name} {value}" for name, value in asdict(changed.allowance).items() if value is not None]
+    say(f"key {changed.name} ({changed.prefix}...): {', '.join(limits)}")
+
+
+def rotate(
+    key: Annotated[str, typer.Argument(help="Name or id of the key.")],
+    overlap_hours: Annotated[
+        float, typer.Option("--overlap-hours", min=0.0, help="How long the old key stays valid beside the new one.")
+    ] = 24.0,
+    data: DataOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key that takes the place of another and print it, alone, on stdout. It is shown this once."""
+    made, secret = with_store(
+        existing_settings_of(config, data),
+        lambda store: store.keys.rotate(key, overlap_seconds=overlap_hours * _HOUR_SECONDS),
+    )
+    if as_json:
+        say_json({"key": secret, "id": made.id, "name": made.name, "project": made.project, "scopes": made.scopes})
+    else:
+        say(secret)
+    explain(f"key {made.name} may {_scopes(made)}; the old one ends in {overlap_hours:g} h; keep the new one now")
+
+
+def usage(
+    key: Annotated[str | None, typer.Argument(help="Name or id of a key; all keys unless told.")] = None,
+    days: Annotated[int, typer.Option(min=1, help="Of how many days.")] = 30,
+    data: DataOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what keys have used: runs, finished images and device time, by deployment."""
+    since = time.time() - days * _DAY_SECONDS
+    found = with_store(existing_settings_of(config, data), lambda store: store.ledger.usage(since=since))
+    wanted = [each for each in found if key is None or key in {each.key, each.key_id}]
+    if as_json:
+        say_json(wanted)
+        return
+    rows = (
+        (each.key, each.project, each.deployment, each.num_runs, each.num_images, f"{each.device_seconds:.1f} s")
+        for each in wanted
+    )
+    columns = ("KEY", "PROJECT", "DEPLOYMENT", "RUNS", "IMAGES", "DEVICE TIME")
+    say_table(columns, rows, empty=f"nothing was asked for in the last {days} days")
+
+
+COMMANDS = {
+    "create": create,
+    "list": list_keys,
+    "limit": limit,
+    "rotate": rotate,
+    "usage": usage,
+    "revoke": revoke,
+}
+
+
+def _is_named(key: Key, name: str) -> bool:
+    return name == key.id or (name == key.name and key.revoked_at is None)
 
 
 def _scopes(key: Key) -> str:

@@ -52,6 +52,7 @@ class Deliverer:
         ssl_context: ssl.SSLContext | None = None,
         now: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
+        count_attempt: Callable[[int | None], None] = lambda status_code: None,
     ) -> None:
         """`network` and `resolve` are what `policy` guards; `secrets` gives a project's signing secrets, newest first."""
         self._store = store
@@ -60,6 +61,7 @@ class Deliverer:
         self._poll_seconds = poll_seconds
         self._now = now
         self._jitter = jitter
+        self._count_attempt = count_attempt
         guarded = GuardedBackend(policy, resolve=resolve, network=network)
         self._poster = Poster(guarded, timeout_seconds=settings.timeout_seconds, now=now, ssl_context=ssl_context)
         self._lanes = Lanes(max_per_host=settings.max_concurrent_per_host, max_total=max_concurrent)
@@ -129,6 +131,7 @@ class Deliverer:
         at, started = self._now(), time.monotonic()
         try:
             answer, give_up = await self._try(delivery)
+            self._count_attempt(answer.status_code)
             attempt = DeliveryAttempt(
                 number=delivery.num_attempts + 1,
                 at=at,

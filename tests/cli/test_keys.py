@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from safelight.errors import Unauthorized
 from safelight.keys import Scope
 
 from .conftest import House
@@ -51,3 +54,30 @@ def test_an_unknown_scope_is_wrong_usage(house: House) -> None:
     result = house.run("keys", "create", "laptop", "--scope", "root")
     assert result.exit_code == 2
     assert "predict" in result.stderr
+
+
+def test_limits_are_set_one_by_one_and_taken_away(house: House) -> None:
+    house.ok("keys", "create", "laptop")
+    house.ok("keys", "limit", "laptop", "--requests-per-minute", "60", "--weight", "2")
+    assert "requests_per_minute 60" in house.ok("keys", "limit", "laptop", "--images-per-day", "10").stdout
+    shown = json.loads(house.ok("keys", "limit", "laptop", "--requests-per-minute", "0", "--json").stdout)
+    assert (shown["requests_per_minute"], shown["images_per_day"], shown["weight"]) == (None, 10, 2.0)
+    assert "keys list" in house.refused("keys", "limit", "phone", "--weight", "1")
+
+
+def test_a_rotated_key_goes_on_under_its_name_and_the_old_one_for_a_while(house: House) -> None:
+    old = house.ok("keys", "create", "laptop").stdout.strip()
+    new = house.ok("keys", "rotate", "laptop", "--overlap-hours", "1").stdout.strip()
+    for secret in (old, new):
+        house.store(lambda store, secret=secret: store.keys.authenticate(secret))
+    assert house.store(lambda store: store.keys.authenticate(new)).name == "laptop"
+    newest = house.ok("keys", "rotate", "laptop", "--overlap-hours", "0").stdout.strip()
+    with pytest.raises(Unauthorized):
+        house.store(lambda store: store.keys.authenticate(new))
+    assert newest.startswith("sl_live_")
+
+
+def test_usage_of_a_key_is_shown(house: House) -> None:
+    house.ok("keys", "create", "laptop")
+    assert "nothing" in house.ok("keys", "usage", "laptop", "--days", "7").stderr
+    assert json.loads(house.ok("keys", "usage", "--json").stdout) == []

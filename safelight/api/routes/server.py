@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request
+from typing import Annotated
+
+from fastapi import FastAPI, Query, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from safelight.version import __version__
 from safelight.api.callers import Reader, ServiceOf
-from safelight.api.openapi import HEALTH, INDEX, LIST_DEPLOYMENTS, READINESS
-from safelight.api.views import DeploymentList, deployment_view
+from safelight.api.metering import Meter
+from safelight.api.openapi import HEALTH, INDEX, LIST_DEPLOYMENTS, METRICS, READINESS, USAGE
+from safelight.api.views import DeploymentList, UsageReport, UsageView, deployment_view
+from safelight.version import __version__
 
 
 def add_server_routes(app: FastAPI) -> None:
@@ -16,6 +19,8 @@ def add_server_routes(app: FastAPI) -> None:
     app.add_api_route("/", index, methods=["GET"], tags=["server"], **INDEX)
     app.add_api_route("/healthz", healthz, methods=["GET"], tags=["server"], **HEALTH)
     app.add_api_route("/readyz", readyz, methods=["GET"], tags=["server"], **READINESS)
+    app.add_api_route("/metrics", metrics, methods=["GET"], tags=["server"], **METRICS)
+    app.add_api_route("/usage", usage, methods=["GET"], tags=["server"], **USAGE)
     app.add_api_route("/deployments", list_deployments, methods=["GET"], tags=["server"], **LIST_DEPLOYMENTS)
 
 
@@ -43,3 +48,16 @@ async def list_deployments(key: Reader, service: ServiceOf) -> Response:
     deployments = await service.list_deployments()
     views = [deployment_view(deployment) for deployment in deployments]
     return JSONResponse(DeploymentList(deployments=views).model_dump(mode="json"))
+
+
+async def metrics(request: Request, key: Reader, service: ServiceOf) -> Response:
+    """The figures of this server for Prometheus; docs/metrics.md has all of them."""
+    meter: Meter = request.app.state.meter
+    body, media_type = await meter.expose(service.measure, accept=request.headers.get("accept", ""))
+    return Response(body, media_type=media_type)
+
+
+async def usage(key: Reader, service: ServiceOf, days: Annotated[int, Query(ge=1, le=3660)] = 30) -> Response:
+    """What the keys of the key's project have used in the last days, by key and deployment."""
+    views = [UsageView.model_validate(each) for each in await service.usage(key, num_days=days)]
+    return JSONResponse(UsageReport(days=days, usage=views).model_dump(mode="json"))
