@@ -3,7 +3,7 @@ import { spoken } from "./page.js";
 
 const ENDS = ["succeeded", "failed", "cancelled"];
 
-/** Call `on.progress(fraction, text)`, `on.image(index)` and, once, `on.end(kind)`. Gives back a function that stops. */
+/** Call `on.progress(fraction, text)`, `on.image(index)` and, once, `on.end(kind, error)`. Gives back a function that stops. */
 export function follow(runId, on) {
   const source = new EventSource(`/dashboard/runs/${runId}/events`);
   const hear = (kind, act) => source.addEventListener(kind, (event) => act(JSON.parse(event.data)));
@@ -17,9 +17,9 @@ export function follow(runId, on) {
   });
   hear("image", (event) => on.image(event.image_index));
   for (const kind of ENDS) {
-    hear(kind, () => {
+    hear(kind, (event) => {
       source.close();
-      on.end(kind);
+      on.end(kind, event.error);
     });
   }
   return () => source.close();

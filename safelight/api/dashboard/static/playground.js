@@ -44,7 +44,7 @@ if (form) {
     element("progress").hidden = false;
     element("cancel").disabled = false;
     say(0, "Waiting for its turn");
-    row.stop = follow(runId, { progress: say, image: () => showImages(runId), end: (kind) => end(runId, kind) });
+    row.stop = follow(runId, { progress: say, image: () => showImages(runId), end: (kind, error) => end(runId, kind, error) });
   }
 
   function say(fraction, text) {
@@ -53,12 +53,12 @@ if (form) {
     if (fraction > 0) mark("running");
   }
 
-  async function end(runId, kind) {
+  async function end(runId, kind, error) {
     button.disabled = false;
     element("progress").hidden = true;
     mark(kind);
+    if (kind === "failed") trouble(new Error(error?.message ?? "The run failed."));
     const run = await showImages(runId);
-    if (kind === "failed") trouble(new Error(run.error?.message ?? "The run failed."));
     if (kind === "cancelled" && !run.images.length) element("blank").hidden = false;
     window.history.replaceState(null, "", "/dashboard/playground");
   }

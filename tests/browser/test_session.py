@@ -1,0 +1,235 @@
+"""Who gets in, and that no other site does anything. Plain HTTP; no browser."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+
+import httpx2
+import pytest
+
+from safelight.keys import Scope
+
+from .site import Site
+
+SIGN_IN = "/dashboard/sign-in"
+
+
+def client_of(site: Site, **headers: str) -> httpx2.Client:
+    # Without certificates to load, a client costs nothing.
+    return httpx2.Client(base_url=site.url, headers=headers, timeout=20, trust_env=False, verify=False)
+
+
+@pytest.fixture
+def signed_in(site: Site) -> httpx2.Client:
+    client = client_of(site, Origin=site.url)
+    assert client.post(SIGN_IN, data={"key": site.key}).status_code == 303
+    return client
+
+
+def test_a_browser_at_the_root_is_sent_to_the_dashboard(site: Site) -> None:
+    with client_of(site) as client:
+        answer = client.get("/", headers={"Accept": "text/html,application/xhtml+xml"})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/dashboard")
+        assert client.get("/").json()["name"] == "safelight"
+
+
+def test_every_page_asks_a_stranger_to_sign_in(site: Site) -> None:
+    with client_of(site) as client:
+        for path in ("", "/playground", "/runs", "/gallery", "/models", "/keys", "/webhooks", "/settings"):
+            answer = client.get(f"/dashboard{path}")
+            assert answer.status_code == 303
+            assert answer.headers["location"].startswith(SIGN_IN)
+        assert client.get("/dashboard", headers={"Accept": "application/json"}).status_code == 401
+
+
+def test_the_cookie_is_for_this_site_and_not_for_scripts(site: Site) -> None:
+    with client_of(site, Origin=site.url) as client:
+        cookie = client.post(SIGN_IN, data={"key": site.key}).headers["set-cookie"]
+    assert cookie.startswith("safelight=")
+    assert {"httponly", "samesite=strict", "path=/"} <= {part.strip().lower() for part in cookie.split(";")}
+    assert site.key not in cookie
+
+
+def test_over_https_the_cookie_is_bound_to_the_host(site: Site) -> None:
+    headers = {"Origin": site.url.replace("http:", "https:"), "X-Forwarded-Proto": "https"}
+    with client_of(site, **headers) as client:
+        cookie = client.post(SIGN_IN, data={"key": site.key}).headers["set-cookie"]
+    assert cookie.startswith("__Host-safelight=")
+    assert "secure" in cookie.lower()
+    assert "domain" not in cookie.lower()
+
+
+def test_a_key_that_is_no_admins_does_not_get_in(site: Site) -> None:
+    key = site.make_key("reader", Scope.READ, Scope.PREDICT)
+    with client_of(site, Origin=site.url) as client:
+        refused = client.post(SIGN_IN, data={"key": key})
+        assert refused.status_code == 403
+        assert "set-cookie" not in refused.headers
+        assert client.post(SIGN_IN, data={"key": "sl_live_nonsense"}).status_code == 401
+
+
+def test_a_sign_in_link_works_once_and_looking_at_it_uses_nothing_up(site: Site) -> None:
+    with client_of(site, Origin=site.url) as client:
+        for _ in range(2):
+            assert "Sign in on this device" in client.get(SIGN_IN, params={"token": site.link}).text
+        assert client.post(SIGN_IN, data={"token": site.link}).status_code == 303
+        assert client.get("/dashboard").status_code == 200
+    with client_of(site, Origin=site.url) as client:
+        assert client.post(SIGN_IN, data={"token": site.link}).status_code == 401
+        assert client.post(SIGN_IN, data={"token": "../../secret.key"}).status_code == 401
+
+
+def test_a_session_ends_with_its_key(site: Site) -> None:
+    key = site.make_key("leaving", Scope.ADMIN)
+    with client_of(site, Origin=site.url) as client:
+        client.post(SIGN_IN, data={"key": key})
+        assert client.get("/dashboard").status_code == 200
+        site.call(lambda store: store.keys.revoke("leaving"))
+        revoked_at = time.monotonic()
+        while client.get("/dashboard").status_code == 200:
+            assert time.monotonic() - revoked_at < 5
+            time.sleep(0.2)
+
+
+def test_a_changed_or_old_cookie_is_none(site: Site, signed_in: httpx2.Client) -> None:
+    key_id, issued_at, mac = signed_in.cookies["safelight"].split(".")
+    for forged in (
+        f"{key_id}.{int(issued_at) + 1}.{mac}",
+        f"{key_id[:-1]}0.{issued_at}.{mac}",
+        f"{key_id}.{issued_at}.{'0' * 64}",
+        f"{key_id}.{issued_at}",
+        "",
+    ):
+        with client_of(site, Cookie=f"safelight={forged}") as client:
+            assert client.get("/dashboard").status_code == 303
+
+
+def test_signing_out_takes_the_cookie_away(signed_in: httpx2.Client) -> None:
+    assert signed_in.post("/dashboard/sign-out").status_code == 303
+    assert signed_in.get("/dashboard").status_code == 303
+
+
+def test_after_signing_in_nobody_is_sent_to_another_site(site: Site) -> None:
+    for wanted in ("https://evil.example", "//evil.example", "/dashboard/../x", "/dashboard//evil.example", "javascript:1"):
+        with client_of(site, Origin=site.url) as client:
+            answer = client.post(SIGN_IN, data={"key": site.key, "next": wanted})
+            assert answer.headers["location"] == "/dashboard"
+
+
+FOREIGN = (
+    {},
+    {"Origin": "null"},
+    {"Origin": "https://evil.example"},
+    {"Origin": "http://127.0.0.1:1"},
+    {"Origin": "http://localhost"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "none"},
+    {"Sec-Fetch-Site": "same-origin", "Origin": "null"},
+    {"Sec-Fetch-Site": "same-origin", "Origin": "https://evil.example"},
+    {"Sec-Fetch-Site": "cross-site", "Origin": "SELF"},
+    {"Sec-Fetch-Site": "nonsense", "Origin": "SELF"},
+    {"Referer": "SELF"},
+)
+WRITES = (
+    ("/dashboard/keys", {"name": "stolen", "scope": "admin"}),
+    ("/dashboard/playground", {"deployment": "pinhole", "prompt": "stolen"}),
+    ("/dashboard/models", {"model": "pinhole", "name": "stolen"}),
+    ("/dashboard/deployments/pinhole/undeploy", {}),
+    ("/dashboard/deployments/pinhole/settings", {"width": "64"}),
+    ("/dashboard/deployments/pinhole/activate", {"version": "1"}),
+    ("/dashboard/keys/{key}/revoke", {}),
+    ("/dashboard/keys/{key}/rotate", {}),
+    ("/dashboard/runs/{run}/cancel", {}),
+    ("/dashboard/runs/{run}/replay", {}),
+    ("/dashboard/runs/{run}/delete", {}),
+    ("/dashboard/webhooks/secret", {"project": "default"}),
+    ("/dashboard/webhooks/{run}/resend", {}),
+    ("/dashboard/settings/doctor", {}),
+    ("/dashboard/sign-in", {"key": "{secret}"}),
+    ("/dashboard/sign-out", {}),
+)
+
+
+def test_no_write_is_taken_from_another_site(site: Site, signed_in: httpx2.Client) -> None:
+    run = site.drawn("kept")
+    before = _state(site)
+    places = {"run": run, "key": before[1][0][0], "secret": site.key}
+    with client_of(site, Cookie=f"safelight={signed_in.cookies['safelight']}") as client:
+        for (path, form), foreign in itertools.product(WRITES, FOREIGN):
+            headers = {name: site.url if value == "SELF" else value for name, value in foreign.items()}
+            filled = {name: value.format(**places) for name, value in form.items()}
+            answer = client.post(path.format(**places), data=filled, headers=headers)
+            assert answer.status_code == 403, (path, foreign, answer.status_code)
+            assert "set-cookie" not in answer.headers
+    assert _state(site) == before
+
+
+def test_the_list_of_writes_is_whole(site: Site) -> None:
+    from safelight.api.dashboard import dashboard_router
+
+    known = {re.sub(r"\{[^}]+\}", "*", path.replace("pinhole", "{name}")) for path, _ in WRITES}
+    found = {
+        re.sub(r"\{[^}]+\}", "*", route.path)
+        for route in dashboard_router().routes
+        if "POST" in (getattr(route, "methods", None) or ())
+    }
+    assert known == found
+
+
+def test_writes_of_our_own_pages_are_taken(site: Site, signed_in: httpx2.Client) -> None:
+    own = ({"Origin": site.url}, {"Origin": site.url, "Sec-Fetch-Site": "same-origin"})
+    for number, headers in enumerate(own):
+        answer = signed_in.post("/dashboard/keys", data={"name": f"own {number}", "scope": "read"}, headers=headers)
+        assert answer.status_code == 200
+        assert re.search(r"sl_live_\w{36}", answer.text)
+
+
+def test_a_rebound_name_is_not_answered(site: Site, signed_in: httpx2.Client) -> None:
+    headers = {"Host": "evil.example", "Origin": "http://evil.example"}
+    assert signed_in.post("/dashboard/keys", data={"name": "x", "scope": "admin"}, headers=headers).status_code == 421
+
+
+def test_pages_allow_nothing_from_elsewhere(site: Site, signed_in: httpx2.Client) -> None:
+    page = signed_in.get("/dashboard")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "unsafe" not in policy and "http" not in policy and "data:" not in policy
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert page.headers["referrer-policy"] == "same-origin"
+    assert page.headers["cache-control"] == "no-store"
+    assert not re.search(r"<script(?![^>]* src=)|<style|\sstyle=|\son[a-z]+=|https?://(?!127)", page.text)
+    stylesheet = re.search(r'href="([^"]+style\.css)"', page.text)
+    assert stylesheet is not None
+    asset = signed_in.get(stylesheet[1])
+    assert "immutable" in asset.headers["cache-control"]
+    assert "url(" not in asset.text and "@import" not in asset.text
+
+
+def test_sign_in_needs_https_or_this_machine(site: Site) -> None:
+    # The Host check lets only names through that the operator listed; here the one of a plain http page is asked for.
+    from starlette.datastructures import URL
+
+    from safelight.api.dashboard.sessions import can_keep_secrets
+
+    kept = ("https://pictures.example/", "http://localhost:8000/", "http://127.0.0.1/", "http://[::1]:8000/")
+    assert all(can_keep_secrets(URL(url)) for url in kept)
+    assert not any(can_keep_secrets(URL(url)) for url in ("http://pictures.example/", "http://192.168.1.5:8000/"))
+
+
+def _state(site: Site) -> tuple[object, ...]:
+    """What a write could have changed."""
+
+    async def look(store: object) -> tuple[object, ...]:
+        runs, _ = await site.store.runs.list(limit=1000)
+        keys = await site.store.keys.list()
+        deployments = await site.store.deployments.list()
+        return (
+            [(run.id, run.status) for run in runs],
+            [(key.id, key.revoked_at, key.expires_at, key.name) for key in keys],
+            [(each.name, each.version) for each in deployments],
+        )
+
+    return site.call(look)
