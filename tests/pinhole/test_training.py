@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from training.pinhole.fast_norm import use_fast_norms
+from training.pinhole.files import DiskFullError
 from training.pinhole.optimizers import make_optimizers
-from training.pinhole.trainer import Budget, DiskFullError, Trainer, save_atomically
+from training.pinhole.trainer import Budget, Trainer, save_atomically
 
 
 class Killed(BaseException):

@@ -13,7 +13,8 @@ import torch
 
 from training.pinhole import stages
 from training.pinhole.export import SHIPPED, adopt, export
-from training.pinhole.trainer import Budget, DiskFullError
+from training.pinhole.files import DiskFullError, is_disk_full
+from training.pinhole.trainer import Budget
 
 WORK = Path(__file__).parent / "work"
 
@@ -47,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
             _run(chosen.work, chosen.hours * 3600, {chosen.stage} if chosen.stage else set(STAGES) - skipped)
         if chosen.export or chosen.stage is None:
             export(chosen.work)
-    except DiskFullError as error:
+    except (DiskFullError, OSError) as error:
+        if not isinstance(error, DiskFullError) and not is_disk_full(error):
+            raise
         print(error, file=sys.stderr)
         return 1
     return 0

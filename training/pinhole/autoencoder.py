@@ -25,6 +25,9 @@ CERTAIN = -30.0
 """The logarithm of a variance that is none: this autoencoder has no randomness of its own."""
 
 
+PREVIEW_BLOCKS, PREVIEW_SCALE, PREVIEW_CHANNELS = 3, 4, 96
+"""After so many blocks of the decoder its picture is so many times smaller, in so many channels."""
+
 STEADY_CHANNEL, STEADY_VALUE = 3, 6.0
 """A channel that is the same everywhere, so that the last norms divide by nearly the same number in every picture."""
 
@@ -112,17 +115,52 @@ def draw_batch(random: np.random.Generator, width: int, height: int, count: int)
     return Batch(to_tensor(pixels), torch.from_numpy(np.stack([latent_of(scene, width, height) for scene in scenes])))
 
 
-def decoder_loss(vae: AutoencoderKL, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-    """Squares for colours, absolutes for edges, and the differences of neighbours for crispness."""
-    share = torch.rand(len(batch.latents), 1, 1, 1, device=batch.latents.device)
-    noisy = batch.latents + LATENT_NOISE * share * torch.randn_like(batch.latents)
-    with torch.autocast(batch.pixels.device.type, torch.bfloat16):
-        drawn = vae.decoder(vae.post_quant_conv(noisy.contiguous(memory_format=torch.channels_last))).float()
-    error = drawn - batch.pixels
+class Preview(nn.Module):
+    """Reads a picture four times smaller from between the decoder's blocks; only training has it.
+
+    The deep blocks decide what is drawn, the last ones how sharp. Most of the work is in the last ones, so most steps leave
+    them out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(2, PREVIEW_CHANNELS)
+        self.head = nn.Conv2d(PREVIEW_CHANNELS, 3, 3, padding=1)
+        use_fast_norms(self)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.head(F.silu(self.norm(hidden)))
+
+
+def _picture_loss(drawn: Tensor, pixels: Tensor) -> tuple[Tensor, float]:
+    """Squares for colours, absolutes for edges, differences of neighbours for crispness; and the PSNR."""
+    error = drawn.float() - pixels
     squares, absolutes = error.square().mean(), error.abs().mean()
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-    psnr = 10 * torch.log10(4 / squares.detach())
-    return squares + 0.3 * absolutes + 0.3 * edges, {"psnr": psnr.item(), "absolute": absolutes.item()}
+    return squares + 0.3 * absolutes + 0.3 * edges, float(10 * torch.log10(4 / squares.detach()))
+
+
+def decoder_loss(
+    vae: AutoencoderKL, preview: Preview, batch: Batch, *, is_whole: bool
+) -> tuple[Tensor, dict[str, float]]:
+    """Of the small picture, and of the whole one too if asked."""
+    decoder, device = vae.decoder, batch.pixels.device
+    share = torch.rand(len(batch.latents), 1, 1, 1, device=device)
+    noisy = batch.latents + LATENT_NOISE * share * torch.randn_like(batch.latents)
+    with torch.autocast(device.type, torch.bfloat16):
+        hidden = vae.post_quant_conv(noisy.contiguous(memory_format=torch.channels_last))
+        hidden = decoder.mid_block(decoder.conv_in(hidden))
+        for block in decoder.up_blocks[:PREVIEW_BLOCKS]:
+            hidden = block(hidden)
+        loss, psnr = _picture_loss(preview(hidden), F.avg_pool2d(batch.pixels, PREVIEW_SCALE))
+        news = {"preview psnr": psnr}
+        if is_whole:
+            for block in decoder.up_blocks[PREVIEW_BLOCKS:]:
+                hidden = block(hidden)
+            drawn = decoder.conv_out(F.silu(decoder.conv_norm_out(hidden)))
+            whole, news["psnr"] = _picture_loss(drawn, batch.pixels)
+            loss = loss + whole
+    return loss, news
 
 
 def encoder_loss(vae: AutoencoderKL, batch: Batch) -> tuple[Tensor, dict[str, float]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training.pinhole.files import write_atomically
 from training.pinhole.scenes import CELL, Scene, cover, draw_scene, lay_out, render
 from training.pinhole.subjects import SUBJECTS
 
@@ -86,11 +87,7 @@ def make_shard(folder: Path, size: tuple[int, int], number: int) -> None:
     if path.exists():
         return
     latents = np.stack([latent_of(scene, *size) for scene in shard_scenes(size, number)])
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    with beside.open("wb") as file:
-        np.save(file, latents.astype(np.float16))
-    beside.replace(path)
+    write_atomically(path, lambda file: np.save(file, latents.astype(np.float16)))
 
 
 class LatentStore:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training.pinhole.autoencoder import decoder_loss, draw_batch, encoder_loss, make_autoencoder
+from training.pinhole.autoencoder import Preview, decoder_loss, draw_batch, encoder_loss, make_autoencoder
 from training.pinhole.denoiser import denoiser_loss, draw_timesteps, draw_tokens, make_denoiser, signal_shares
 from training.pinhole.latents import SCALING_FACTOR, LatentStore, make_shard
 from training.pinhole.optimizers import make_optimizers
@@ -24,6 +24,9 @@ Mix = dict[Size, tuple[float, int]]
 
 PICTURE_MIX: Mix = {(256, 256): (0.35, 4), (384, 384): (0.1, 2), (512, 512): (0.25, 1), (512, 768): (0.25, 1), (768, 512): (0.05, 1)}
 """Width and height: share of the steps, pictures in a step. About as many pixels in every step."""
+
+WHOLE_SHARE = 0.3
+"""Of the decoder's steps, how many draw the picture at its full size."""
 
 LATENT_MIX: Mix = {(256, 256): (0.22, 96), (384, 384): (0.13, 56), (512, 512): (0.3, 32), (512, 768): (0.3, 24), (768, 512): (0.05, 24)}
 
@@ -42,32 +45,44 @@ def pick_device() -> torch.device:
 
 
 def train_decoder(folder: Path, budget: Budget) -> AutoencoderKL:
-    return _train_half("decoder", folder, budget)
-
-
-def train_encoder(folder: Path, budget: Budget) -> AutoencoderKL:
-    return _train_half("encoder", folder, budget)
-
-
-def _train_half(half: str, folder: Path, budget: Budget) -> AutoencoderKL:
     torch.manual_seed(1)
     device = pick_device()
-    vae = make_autoencoder().to(device)
-    modules = {"decoder": {"decoder": vae.decoder, "quant": vae.post_quant_conv},
-               "encoder": {"encoder": vae.encoder, "quant": vae.quant_conv}}[half]
-    compute_loss = decoder_loss if half == "decoder" else encoder_loss
-    optimizers = make_optimizers(modules, muon_rate=0.006, adam_rate=1e-3, kernel_rate=6e-5, weight_decay=1.0)
-    trainer = Trainer(half, modules, optimizers, folder=folder, budget=budget, seed=1, decay_from=0.3)
-    trainer.resume()
+    vae, preview = make_autoencoder().to(device), Preview().to(device)
+    trainer = _autoencoder_trainer("decoder", {"decoder": vae.decoder, "quant": vae.post_quant_conv, "preview": preview}, folder, budget)
 
     def step(random: np.random.Generator) -> tuple[Tensor, int, dict[str, float]]:
         width, height = _choose_size(random, PICTURE_MIX)
-        batch = draw_batch(random, width, height, PICTURE_MIX[width, height][1])
-        loss, news = compute_loss(vae, batch.to(device))
+        is_whole = bool(random.random() < WHOLE_SHARE)
+        count = PICTURE_MIX[width, height][1] * (1 if is_whole else 3)
+        batch = draw_batch(random, width, height, count).to(device)
+        loss, news = decoder_loss(vae, preview, batch, is_whole=is_whole)
+        return loss, count, news
+
+    trainer.run(step)
+    return vae
+
+
+def train_encoder(folder: Path, budget: Budget) -> AutoencoderKL:
+    torch.manual_seed(1)
+    device = pick_device()
+    vae = make_autoencoder().to(device)
+    trainer = _autoencoder_trainer("encoder", {"encoder": vae.encoder, "quant": vae.quant_conv}, folder, budget)
+
+    def step(random: np.random.Generator) -> tuple[Tensor, int, dict[str, float]]:
+        width, height = _choose_size(random, PICTURE_MIX)
+        batch = draw_batch(random, width, height, 2 * PICTURE_MIX[width, height][1]).to(device)
+        loss, news = encoder_loss(vae, batch)
         return loss, len(batch.pixels), news
 
     trainer.run(step)
     return vae
+
+
+def _autoencoder_trainer(name: str, modules: dict[str, nn.Module], folder: Path, budget: Budget) -> Trainer:
+    optimizers = make_optimizers(modules, muon_rate=0.006, adam_rate=1e-3, kernel_rate=6e-5, weight_decay=1.0)
+    trainer = Trainer(name, modules, optimizers, folder=folder, budget=budget, seed=1, decay_from=0.25)
+    trainer.resume()
+    return trainer
 
 
 def train_text_encoder(folder: Path, budget: Budget) -> tuple[CLIPTokenizer, CLIPTextModel]:

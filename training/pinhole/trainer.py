@@ -3,8 +3,6 @@
 Everything random in step k comes from (seed, k), so that a stage killed and resumed ends as if never stopped.
 """
 
-import errno
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,14 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from training.pinhole.files import write_atomically
 from training.pinhole.optimizers import rate_at
 
 Step = Callable[[np.random.Generator], tuple[Tensor, int, dict[str, float]]]
 """From the randomness of this step: the loss, how many pictures it saw, and numbers worth printing."""
-
-
-class DiskFullError(RuntimeError):
-    """No room for a checkpoint; the last one is whole and training can go on from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +46,8 @@ class Clock:
 
 
 def save_atomically(value: Any, path: Path) -> None:
-    """Whole or not at all: written beside, synced, renamed. Raises DiskFullError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    try:
-        with beside.open("wb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except (OSError, RuntimeError) as error:
-        beside.unlink(missing_ok=True)
-        # torch wraps a short write into a RuntimeError that has lost the number.
-        if getattr(error, "errno", None) == errno.ENOSPC or "file write failed" in str(error):
-            raise DiskFullError(f"no room left for {path.name}: free some space and start again, nothing is lost") from error
-        raise
+    """Raises DiskFullError."""
+    write_atomically(path, lambda file: torch.save(value, file))
 
 
 def load_modules(path: Path, modules: dict[str, nn.Module]) -> None:
