@@ -50,7 +50,7 @@ def engine_for(settings: Settings, device: str) -> EngineHost:
     """An engine on `device`, not yet started."""
     from safelight.engine.host import EngineHost
 
-    return EngineHost(settings.engine, device=device)
+    return EngineHost(settings.engine, device=device, checkpoint_seconds=settings.worker.checkpoint_seconds)
 
 
 async def serve_api(settings: Settings, door: socket.socket) -> None:

@@ -69,6 +69,9 @@ class WorkerSettings(_Section):
         300.0, description="An engine without a finished step for this long is taken for hung."
     )
     drain_seconds: Seconds = Field(30.0, description="How long a stopping worker goes on with its running images.")
+    checkpoint_seconds: Seconds = Field(
+        2.0, description="How often the state of a running run is saved, for whoever has to go on with it."
+    )
     max_attempts: int = Field(3, ge=1, description="Lost leases after which a run is failed.")
 
 

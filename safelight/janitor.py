@@ -37,10 +37,10 @@ class Janitor:
             log.warning("lease ran out", extra={"run_id": run.id, "status": run.status, "attempts": run.num_attempts})
 
     async def prune(self) -> None:
-        """Remove expired runs, and image files that no run names."""
+        """Remove expired runs, image files that no run names, and checkpoints of runs that have ended."""
         began = time.monotonic()
         num_runs = await self._store.runs.prune(older_than_seconds=self._settings.retention_days * _SECONDS_PER_DAY)
-        num_files = await self._store.sweep_images()
+        num_files = await self._store.sweep_images() + await self._store.sweep_checkpoints()
         if num_runs or num_files:
             seconds = round(time.monotonic() - began, 2)
             log.info("pruned", extra={"runs": num_runs, "orphan_files": num_files, "seconds": seconds})

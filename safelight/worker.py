@@ -12,10 +12,12 @@ from pathlib import Path
 
 from safelight.config import WorkerSettings
 from safelight.deployments import Deployment, DeploymentStatus
+from safelight.engine.checkpoints import Checkpoint, pack, unpack
 from safelight.engine.events import (
     AssignmentCancelled,
     AssignmentDone,
     AssignmentFailed,
+    CheckpointTaken,
     EncodedPrompt,
     EndEvent,
     ImageReady,
@@ -30,6 +32,9 @@ from safelight.runs import Claim, ImageRecord, Outcome, Progress, Run, RunError,
 from safelight.store import Store
 
 log = logging.getLogger("safelight.worker")
+
+LAST_CHECKPOINT_SECONDS = 2.0
+"""How long a stop may wait for the step under way; where that is longer, the last regular checkpoint has to do."""
 
 
 class EngineHung(Exception):
@@ -49,9 +54,17 @@ class _Held:
     unnamed: tuple[ImageRecord, ...] = ()
     is_unreported: bool = False
     device_ms: float = 0.0
+    saving: asyncio.Task[None] | None = None
 
     def outcome(self, status: RunStatus, run_time_ms: float = 0.0, error: RunError | None = None) -> Outcome:
-        return Outcome(status=status, run_time_ms=run_time_ms, error=error, warnings=self.warnings, images=self.unnamed)
+        return Outcome(
+            status=status,
+            run_time_ms=run_time_ms,
+            error=error,
+            warnings=self.warnings,
+            images=self.unnamed,
+            progress=self.progress(),
+        )
 
     def progress(self) -> Progress:
         self.is_unreported = False
@@ -143,6 +156,7 @@ class Worker:
         try:
             outcome = replace(await self._draw(held), device_ms=held.device_ms)
             run = await self._store.runs.finish(claim, outcome)
+            await self._forget_checkpoint(held)
             log.info("ended", extra={"run_id": run.id, "status": run.status, "run_time_ms": run.run_time_ms})
         except asyncio.CancelledError:
             await self._give_back(claim)
@@ -176,7 +190,10 @@ class Worker:
         missing = tuple(index for index in range(run.params.num_images_per_prompt) if index not in finished)
         if not missing:
             return held.outcome(RunStatus.SUCCEEDED)
-        assignment = Assignment(run.id, _model_key(held.deployment), run.params, missing)
+        checkpoint = await self._last_checkpoint(held.claim)
+        assignment = Assignment(
+            run.id, _model_key(held.deployment), run.params, missing, checkpoint=checkpoint, key_id=run.key_id
+        )
         async for event in self._engine.generate(assignment):
             if isinstance(event, EndEvent):
                 held.device_ms = event.device_ms
@@ -186,6 +203,8 @@ class Worker:
                 case StepDone():
                     held.steps_done, held.steps_total = event.steps_done, event.steps_total
                     held.eta_seconds, held.is_unreported = event.eta_seconds, True
+                case CheckpointTaken(checkpoint):
+                    self._save(held, checkpoint)
                 case ImageReady():
                     await self._keep(held, event, is_last=event.index == missing[-1])
                 case AssignmentDone(run_time_ms):
@@ -294,9 +313,50 @@ class Worker:
         if self._running:
             log.info("draining", extra={"runs": len(self._running)})
             await asyncio.wait(self._running, timeout=self._settings.drain_seconds)
+        # Before the cancel: a run that nobody reads any more is out of the engine at once.
+        await asyncio.gather(*(self._save_last(held) for held in self._held.values()))
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _last_checkpoint(self, claim: Claim) -> Checkpoint | None:
+        """Where an earlier claim of the run came to; a first claim has nothing to look for."""
+        if claim.fence == 1:
+            return None
+        data = await self._store.checkpoints.newest(claim.run.id)
+        checkpoint = None if data is None else await asyncio.to_thread(unpack, data)
+        if checkpoint is not None:
+            cursors = [image.cursor for image in checkpoint.images]
+            log.info("goes on from a checkpoint", extra={"run_id": claim.run.id, "steps": cursors})
+        return checkpoint
+
+    def _save(self, held: _Held, checkpoint: Checkpoint) -> None:
+        """Write it beside the drawing. While one is being written the next is let go: a newer one comes soon."""
+        if held.saving is None or held.saving.done():
+            held.saving = asyncio.create_task(self._write_checkpoint(held.claim, checkpoint))
+
+    async def _write_checkpoint(self, claim: Claim, checkpoint: Checkpoint) -> None:
+        try:
+            data = await asyncio.to_thread(pack, checkpoint)
+            await self._store.checkpoints.write(claim.run.id, claim.fence, data)
+        except OSError as error:
+            log.warning("a checkpoint cannot be written", extra={"run_id": claim.run.id, "reason": str(error)})
+
+    async def _save_last(self, held: _Held) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_CHECKPOINT_SECONDS):
+                if held.saving is not None:
+                    await held.saving
+                checkpoint = await self._engine.checkpoint(held.claim.run.id)
+                if checkpoint is not None:
+                    await self._write_checkpoint(held.claim, checkpoint)
+
+    async def _forget_checkpoint(self, held: _Held) -> None:
+        """The run has ended. Most have none, and cost nothing here."""
+        if held.saving is not None:
+            await held.saving
+        if held.saving is not None or held.claim.fence > 1:
+            await self._store.checkpoints.remove(held.claim.run.id)
 
     async def _give_back(self, claim: Claim) -> None:
         self._engine.cancel(claim.run.id)

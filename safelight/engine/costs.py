@@ -1,12 +1,16 @@
-"""Measured times of steps and decodes, and the time left that follows from them. Pure; no clock of its own."""
+"""Measured times of steps and decodes, and how many rows are worth a batch by them. Pure; no clock of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
-from safelight.engine.tasks import BatchKey, ImageTask, LiveRun
+from safelight.engine.tasks import BatchKey
 
 SMOOTHING = 0.2
+
+KNEE = 0.95
+"""A batch is as large as it needs to be for this share of the best row rate: more rows only make everyone wait."""
+
+ENOUGH = 16
+"""Measurements of a number of rows before its rate counts."""
 
 
 class Costs:
@@ -14,14 +18,16 @@ class Costs:
     up and gives way to the second."""
 
     def __init__(self) -> None:
-        self._steps: dict[BatchKey, dict[int, _Mean]] = {}
-        self._decodes: dict[BatchKey, _Mean] = {}
+        self._steps: dict[BatchKey, dict[int, _Measured]] = {}
+        self._decodes: dict[BatchKey, _Measured] = {}
+        self._worth: dict[BatchKey, int | None] = {}
 
     def record_step(self, key: BatchKey, num_rows: int, seconds: float) -> None:
-        self._steps.setdefault(key, {}).setdefault(num_rows, _Mean()).add(seconds)
+        self._steps.setdefault(key, {}).setdefault(num_rows, _Measured()).add(seconds)
+        self._worth.pop(key, None)
 
     def record_decode(self, key: BatchKey, seconds: float) -> None:
-        self._decodes.setdefault(key, _Mean()).add(seconds)
+        self._decodes.setdefault(key, _Measured()).add(seconds)
 
     def step_seconds(self, key: BatchKey, num_rows: int) -> float | None:
         """Of a step with so many rows: measured, or in proportion to the nearest measured number. None: not yet known."""
@@ -31,36 +37,53 @@ class Costs:
         nearest = min(measured, key=lambda rows: abs(rows - num_rows))
         return measured[nearest].value * num_rows / nearest
 
+    def row_seconds(self, key: BatchKey) -> float | None:
+        """Of one row in the best batch measured so far."""
+        measured = self._steps.get(key)
+        return min(each.value / rows for rows, each in measured.items()) if measured else None
+
     def decode_seconds(self, key: BatchKey) -> float:
         """0 as long as none was measured."""
         return self._decodes[key].value if key in self._decodes else 0.0
 
-    def seconds_left(self, tasks: Iterable[ImageTask], max_rows: Callable[[BatchKey], int]) -> dict[LiveRun, float]:
-        """Until each run is finished, if nothing more arrives. `tasks` in the order of admission."""
-        waiting = list(tasks)
-        rows_of: dict[BatchKey, int] = {}
-        for task in waiting:
-            rows_of[task.key] = rows_of.get(task.key, 0) + task.num_rows
-        left: dict[LiveRun, float] = {}
-        work = 0.0
-        for task in waiting:
-            rows = max(task.num_rows, min(rows_of[task.key], max_rows(task.key)))
-            step = self.step_seconds(task.key, rows)
-            if step is None:
-                continue
-            decode = self.decode_seconds(task.key)
-            work += task.num_rows * task.num_steps_left * step / rows + decode
-            left[task.run] = max(left.get(task.run, 0.0), work, task.num_steps_left * step + decode)
-        return left
+    def rows_worth(self, key: BatchKey, most: int) -> int:
+        """The knee: the fewest rows with `KNEE` of the best row rate; `most` until it is known.
+
+        Half as many and twice as many are tried where they were not measured: a rate is best only beside its neighbours.
+        """
+        if key not in self._worth:
+            self._worth[key] = self._find_knee(key)
+        worth = self._worth[key]
+        return most if worth is None else min(most, worth)
+
+    def _find_knee(self, key: BatchKey) -> int | None:
+        measured = self._steps.get(key, {})
+        rates = {rows: rows / each.least for rows, each in measured.items() if each.count >= ENOUGH and each.least > 0}
+        if not rates:
+            return None
+        peak = max(rates.values())
+        knee = min(rows for rows, rate in rates.items() if rate >= KNEE * peak)
+        half = knee // 2
+        if half and not any(half <= rows < knee for rows in rates):
+            return half
+        return 2 * knee if knee == max(rates) else knee
 
 
-class _Mean:
-    __slots__ = ("_count", "value")
+class _Measured:
+    """`value` follows the times; `least` is what they are without other work on the machine, which only ever adds."""
+
+    __slots__ = ("count", "least", "value")
 
     def __init__(self) -> None:
         self.value = 0.0
-        self._count = 0
+        self.least = 0.0
+        self.count = 0
 
     def add(self, seconds: float) -> None:
-        self._count += 1
-        self.value = seconds if self._count <= 2 else self.value + SMOOTHING * (seconds - self.value)
+        self.count += 1
+        if self.count <= 2:
+            self.value = self.least = seconds
+            return
+        self.value += SMOOTHING * (seconds - self.value)
+        # It may rise slowly, should the device itself have become slower.
+        self.least = min(seconds, self.least + 0.02 * (seconds - self.least))

@@ -10,17 +10,20 @@ from collections.abc import Callable
 import torch
 
 from safelight.engine import faults
+from safelight.engine.checkpoints import Checkpoint, Snapshot
 from safelight.engine.costs import Costs
 from safelight.engine.events import (
     AssignmentCancelled,
     AssignmentDone,
     AssignmentFailed,
+    CheckpointTaken,
     EncodedPrompt,
     EngineEvent,
     ImageReady,
     Pixels,
     StepDone,
 )
+from safelight.engine.forecast import Forecast
 from safelight.engine.meter import Meter
 from safelight.engine.models.base import ImageModel
 from safelight.engine.prompts import PromptCache
@@ -46,17 +49,21 @@ class Engine:
         max_resident_images: int = 16,
         max_batch_rows: int = 16,
         prompt_cache_size: int = 256,
+        checkpoint_seconds: float | None = None,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._max_resident_images = max_resident_images
+        self._checkpoint_seconds = checkpoint_seconds
         self._now = now
         self._models: dict[str, ImageModel] = {}
         self._prompts = PromptCache(prompt_cache_size)
-        self._scheduler = Scheduler(max_rows=max_batch_rows)
         self._costs = Costs()
+        self._scheduler = Scheduler(max_rows=max_batch_rows, costs=self._costs)
+        self._forecast = Forecast(self._scheduler, self._costs)
         self._meter = Meter()
         self._runs: dict[str, LiveRun] = {}
         self._finished: deque[ImageTask] = deque()
+        self._snapshots: list[tuple[LiveRun, Snapshot]] = []
         self._events: list[tuple[str, EngineEvent]] = []
         self._rows: Rows | None = None
 
@@ -119,8 +126,14 @@ class Engine:
         self._runs[run.run_id] = run
         for index in assignment.indices:
             task = ImageTask(run=run, index=index, seed=params.seed + index, key=key, table=table)
+            if assignment.checkpoint is not None:
+                assignment.checkpoint.take_up(task)
             run.tasks.append(task)
-            self._scheduler.admit(task)
+            run.steps_done += task.cursor
+            if task.num_steps_left:
+                self._scheduler.admit(task)
+            else:
+                self._finished.append(task)
         self._end_if_done(run)
 
     def cancel(self, run_id: str) -> None:
@@ -129,6 +142,12 @@ class Engine:
         if run is not None:
             self._drop(run)
             self._events.append((run_id, AssignmentCancelled(run.run_time_ms, run.device_ms)))
+
+    def checkpoint(self, run_id: str) -> Checkpoint | None:
+        """How far the run has come, for whoever gives it back; None where nothing has begun."""
+        run = self._runs.get(run_id)
+        has_begun = run is not None and any(task.cursor for task in run.tasks)
+        return Snapshot(run.tasks).checkpoint() if run is not None and has_begun else None
 
     def fail_all(self, error: RunError) -> None:
         """Give every run under way up."""
@@ -145,6 +164,7 @@ class Engine:
             self._draw(batch)
         if self._finished:
             self._decode(self._finished.popleft())
+        self._hand_out_checkpoints()
         return self.take_events()
 
     def take_events(self) -> list[tuple[str, EngineEvent]]:
@@ -189,11 +209,14 @@ class Engine:
             self._charge(batch, self._now() - started)
             self._contain(batch, error)
             return
-        seconds = self._now() - started
+        ended = self._now()
+        seconds = ended - started
         self._charge(batch, seconds)
         self._costs.record_step(batch.key, batch.num_rows, seconds)
         self._meter.record_step(seconds, num_rows=batch.num_rows, num_places=self._scheduler.max_rows(batch.key))
-        self._advance(batch)
+        self._scheduler.widen_rows(batch)
+        self._advance(batch, ended)
+        self._save(batch, ended)
 
     def _rows_of(self, batch: Batch) -> Rows:
         if self._rows is None or self._rows.batch != batch:
@@ -203,6 +226,7 @@ class Engine:
     def _charge(self, batch: Batch, seconds: float) -> None:
         """Every run of the batch worked all that time; of the device's time each has the share of its rows."""
         self._meter.record_busy(seconds)
+        self._scheduler.charge(batch, seconds)
         for task in batch.tasks:
             task.run.device_time += seconds * task.num_rows / batch.num_rows
         for run in {task.run for task in batch.tasks}:
@@ -210,21 +234,39 @@ class Engine:
 
     def _charge_alone(self, run: LiveRun, seconds: float) -> None:
         self._meter.record_busy(seconds)
+        self._scheduler.charge_alone(run, seconds)
         run.run_time += seconds
         run.device_time += seconds
 
-    def _advance(self, batch: Batch) -> None:
+    def _advance(self, batch: Batch, now: float) -> None:
         for task in batch.tasks:
             task.is_suspect = False
             task.run.steps_done += 1
             if task.num_steps_left == 0:
                 self._scheduler.remove(task)
                 self._finished.append(task)
-        left = self._costs.seconds_left(self._scheduler, self._scheduler.max_rows)
+        left = self._forecast.seconds_left(now)
         decodes = sum(self._costs.decode_seconds(task.key) for task in self._finished)
         for run in {task.run: None for task in batch.tasks}:
             event = StepDone(run.steps_done, run.steps_total, left.get(run, 0.0) + decodes)
             self._events.append((run.run_id, event))
+
+    def _save(self, batch: Batch, now: float) -> None:
+        """Begin to take checkpoints of the runs whose last one is old enough; of a short run none is ever taken."""
+        if self._checkpoint_seconds is None:
+            return
+        for run in {task.run: None for task in batch.tasks}:
+            if run.saved_at is None:
+                run.saved_at = now
+            elif now - run.saved_at >= self._checkpoint_seconds:
+                run.saved_at = now
+                self._snapshots.append((run, Snapshot(run.tasks)))
+
+    def _hand_out_checkpoints(self) -> None:
+        while self._snapshots and self._snapshots[0][1].is_ready:
+            run, snapshot = self._snapshots.pop(0)
+            if self._runs.get(run.run_id) is run:
+                self._events.append((run.run_id, CheckpointTaken(snapshot.checkpoint())))
 
     def _contain(self, batch: Batch, error: Exception) -> None:
         """Out of memory: smaller batches from now on. Else each image of the batch alone, and who fails alone fails."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safelight.runs import RunError
+
+if TYPE_CHECKING:
+    from safelight.engine.checkpoints import Checkpoint
 
 Pixels = NDArray[np.uint8]
 """A picture: [H, W, 3], RGB."""
@@ -27,6 +31,13 @@ class StepDone:
     steps_done: int
     steps_total: int
     eta_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckpointTaken:
+    """How far the run has come: what a later claim can go on from."""
+
+    checkpoint: Checkpoint
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,5 +78,5 @@ class AssignmentFailed:
 
 
 EndEvent = AssignmentDone | AssignmentCancelled | AssignmentFailed
-EngineEvent = EncodedPrompt | StepDone | ImageReady | EndEvent
+EngineEvent = EncodedPrompt | StepDone | CheckpointTaken | ImageReady | EndEvent
 """A run's events end with exactly one EndEvent."""

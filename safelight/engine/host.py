@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from safelight.config import EngineSettings
 from safelight.engine import faults
+from safelight.engine.checkpoints import Checkpoint
 from safelight.engine.engine import Engine
 from safelight.engine.events import (
     AssignmentCancelled,
@@ -59,6 +60,7 @@ class EngineHost:
         settings: EngineSettings,
         *,
         device: str = "cpu",
+        checkpoint_seconds: float | None = None,
         load: Callable[[Path], ImageModel] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -70,6 +72,7 @@ class EngineHost:
             max_resident_images=settings.max_resident_images,
             max_batch_rows=settings.max_batch_rows,
             prompt_cache_size=settings.prompt_cache_size,
+            checkpoint_seconds=checkpoint_seconds,
         )
         self._max_resident_images = settings.max_resident_images
         self._commands: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -146,6 +149,10 @@ class EngineHost:
         """Out within one step; the run's events end with AssignmentCancelled. Unknown ids are ignored."""
         if run_id in self._streams:
             self._commands.put(lambda: self._engine.cancel(run_id))
+
+    async def checkpoint(self, run_id: str) -> Checkpoint | None:
+        """How far the run has come, between two steps; None where nothing has begun."""
+        return await self._in_engine(lambda: self._engine.checkpoint(run_id))
 
     async def close(self) -> None:
         """Stop after the step under way. Runs not finished end with AssignmentFailed, code `engine_stopped`."""

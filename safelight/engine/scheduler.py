@@ -1,34 +1,63 @@
-"""Chooses the next batch: only this. Pure; never touches a tensor or a clock."""
+"""Chooses the next batch: only this. Pure; never touches a tensor or a clock. Its time is what it is told the device worked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
-from safelight.engine.tasks import Batch, BatchKey, ImageTask
+from safelight.engine.costs import Costs
+from safelight.engine.tasks import Batch, BatchKey, ImageTask, LiveRun
 
-PATIENCE = 8
-"""Batches an image may be left out of before it goes first."""
+STRETCH = 4.0
+"""An image is due this many times its own work after it came. Less is nearer to first come first served, more is nearer to
+shortest first; either way whoever waits long enough is the earliest due."""
+
+TURN_STEPS = 4
+"""Steps of a shape's turn: changing shapes at every step would cost more than it is fair."""
+
+RECOVERY_STEPS = 256
+"""Full batches that must have gone well before one that is larger than what fitted into memory is tried."""
+
+KeyId = str | None
 
 
 @dataclass(slots=True)
 class _Waiting:
     task: ImageTask
-    served_at: int
+    place: int
+    due: float
+
+
+@dataclass(slots=True)
+class _Room:
+    """What is left of a shape's rows after it ran out of memory."""
+
+    rows: int
+    fitted: int
+    num_good: int = 0
+    patience: int = RECOVERY_STEPS
 
 
 class Scheduler:
-    """The images under way, earliest admitted first; one left out of `PATIENCE` batches leads the next, so none starves.
+    """The images under way. Three orders, one inside the other:
 
-    A suspect image travels alone. Batches hold equal keys and at most `max_rows` rows, fewer for a key that ran out of
-    memory before.
+    Shapes take turns by deficit round robin; a shape's part is the weight of the keys that wait in it. In a batch API keys
+    are served by virtual time: whose weighted device time is least goes first, and who returns from idleness starts level
+    with the others. Within a key the earliest due goes first, so that short work passes long work but for a while only.
+
+    A batch has the rows that are worth it by `costs`, and no more than fit into memory. A suspect image travels alone.
     """
 
-    def __init__(self, *, max_rows: int) -> None:
+    def __init__(self, *, max_rows: int, costs: Costs | None = None) -> None:
         self._max_rows = max_rows
-        self._max_rows_of: dict[BatchKey, int] = {}
+        self._costs = costs or Costs()
         self._waiting: dict[ImageTask, _Waiting] = {}
-        self._num_batches = 0
+        self._num_admitted = 0
+        self._worked = 0.0
+        self._served: dict[KeyId, float] = {}
+        self._credit: dict[BatchKey, float] = {}
+        self._turn: BatchKey | None = None
+        self._rooms: dict[BatchKey, _Room] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -37,51 +66,160 @@ class Scheduler:
         """In the order of admission."""
         return iter(self._waiting)
 
+    def copy(self) -> Scheduler:
+        """Another one that would choose the same, with tasks of its own: for looking ahead."""
+        other = Scheduler(max_rows=self._max_rows, costs=self._costs)
+        other._worked, other._turn = self._worked, self._turn
+        other._served, other._credit = dict(self._served), dict(self._credit)
+        other._rooms = {key: replace(room) for key, room in self._rooms.items()}
+        for waiting in self._waiting.values():
+            task = replace(waiting.task)
+            other._waiting[task] = _Waiting(task, waiting.place, waiting.due)
+        return other
+
     def admit(self, task: ImageTask) -> None:
-        self._waiting[task] = _Waiting(task, self._num_batches)
+        assignment = task.run.assignment
+        active = {waiting.task.run.assignment.key_id for waiting in self._waiting.values()}
+        if not active:
+            self._served.clear()
+        if assignment.key_id not in active:
+            level = min((self._served[key_id] for key_id in active), default=0.0)
+            self._served[assignment.key_id] = max(self._served.get(assignment.key_id, 0.0), level)
+        row_steps = len(assignment.indices) * task.num_rows * task.num_steps_left
+        due = self._worked + STRETCH * row_steps * (self._costs.row_seconds(task.key) or 0.0)
+        self._num_admitted += 1
+        self._waiting[task] = _Waiting(task, self._num_admitted, due)
 
     def remove(self, task: ImageTask) -> None:
         """The image is finished or given up; unknown ones are ignored."""
         self._waiting.pop(task, None)
 
+    def charge(self, batch: Batch, seconds: float) -> None:
+        """The device worked so long on the batch: every image pays for its rows."""
+        self._worked += seconds
+        self._credit[batch.key] = self._credit.get(batch.key, 0.0) - seconds
+        for task in batch.tasks:
+            self._bill(task.run, seconds * task.num_rows / batch.num_rows)
+
+    def charge_alone(self, run: LiveRun, seconds: float) -> None:
+        """The device worked so long on one run, outside of a batch."""
+        self._worked += seconds
+        self._bill(run, seconds)
+
     def max_rows(self, key: BatchKey) -> int:
-        return self._max_rows_of.get(key, self._max_rows)
+        """The most rows of a batch of this key that are known to fit."""
+        return self._rooms[key].rows if key in self._rooms else self._max_rows
 
     def halve_rows(self, batch: Batch) -> None:
-        """Batches of this key will have at most half as many rows as this one, which did not fit into memory."""
-        self._max_rows_of[batch.key] = max(1, batch.num_rows // 2)
+        """The batch did not fit into memory: smaller ones from now on, and longer until a larger one is tried again."""
+        before = self._rooms.get(batch.key)
+        half = max(1, batch.num_rows // 2)
+        if before is not None and before.fitted < batch.num_rows:
+            self._rooms[batch.key] = _Room(before.fitted, before.fitted, patience=2 * before.patience)
+        else:
+            self._rooms[batch.key] = _Room(half, half)
+
+    def widen_rows(self, batch: Batch) -> None:
+        """The batch went well. After many full ones the memory that was missing may be there again."""
+        room = self._rooms.get(batch.key)
+        if room is None or batch.num_rows + 1 < room.rows:
+            return
+        room.num_good += 1
+        if room.num_good >= room.patience:
+            wider = room.rows + max(2, room.rows // 4)
+            self._rooms[batch.key] = _Room(wider, room.rows, patience=room.patience)
+            if wider >= self._max_rows:
+                del self._rooms[batch.key]
 
     def choose(self) -> Batch | None:
         """The next batch; None when nothing waits."""
         if not self._waiting:
             return None
-        ranked = self._ranked()
-        head = ranked[0]
-        tasks = [head] if head.is_suspect else self._fill(ranked)
-        self._num_batches += 1
-        for task in tasks:
-            self._waiting[task].served_at = self._num_batches
-        return Batch(head.key, tuple(sorted(tasks, key=self._rank_of_admission().__getitem__)))
+        suspect = next((task for task in self._waiting if task.is_suspect), None)
+        if suspect is not None:
+            return Batch(suspect.key, (suspect,))
+        key = self._shape_in_turn()
+        tasks = self._fill(key)
+        # One order as long as its images are the same, so that a batch's stacked rows can be kept too.
+        return Batch(key, tuple(sorted(tasks, key=lambda task: self._waiting[task].place)))
 
-    def _ranked(self) -> list[ImageTask]:
-        """Suspects, then those out of patience (longest wait first), then by admission. Sorting is stable."""
+    def _bill(self, run: LiveRun, seconds: float) -> None:
+        assignment = run.assignment
+        if assignment.key_id in self._served:
+            self._served[assignment.key_id] += seconds / assignment.weight
 
-        def rank(waiting: _Waiting) -> tuple[bool, int]:
-            waited = self._num_batches - waiting.served_at
-            return not waiting.task.is_suspect, -waited if waited >= PATIENCE else 0
+    def _shape_in_turn(self) -> BatchKey:
+        shapes = list(dict.fromkeys(task.key for task in self._waiting))
+        if len(shapes) == 1:
+            self._credit.clear()
+            self._turn = shapes[0]
+        elif self._turn not in shapes or self._credit.get(self._turn, 0.0) <= 0.0:
+            self._turn = self._next_turn(shapes)
+        return self._turn
 
-        return [waiting.task for waiting in sorted(self._waiting.values(), key=rank)]
+    def _next_turn(self, shapes: list[BatchKey]) -> BatchKey:
+        """Deficit round robin (Shreedhar and Varghese 1996): credit in seconds, so that large steps come less often."""
+        start = shapes.index(self._turn) + 1 if self._turn in shapes else 0
+        ring = shapes[start:] + shapes[:start]
+        costs = [self._costs.step_seconds(key, self._num_rows_of(key)) or 0.0 for key in shapes]
+        quantum = TURN_STEPS * max(costs)
+        if quantum == 0.0:
+            return ring[0]
+        parts = self._parts(shapes)
+        # A step that took very long once, such as a first one, is not held against a shape for ever.
+        self._credit = {key: max(-quantum, self._credit.get(key, 0.0)) for key in shapes}
+        while True:
+            for key in ring:
+                self._credit[key] += quantum * parts[key]
+                if self._credit[key] > 0.0:
+                    return key
 
-    def _fill(self, ranked: list[ImageTask]) -> list[ImageTask]:
-        """The head always travels, even where its own rows are over the limit."""
-        head = ranked[0]
-        tasks, room = [head], self.max_rows(head.key) - head.num_rows
-        for task in ranked[1:]:
-            if task.key == head.key and task.num_rows <= room:
+    def _parts(self, shapes: list[BatchKey]) -> dict[BatchKey, float]:
+        """Of each shape, on average 1. A key that waits in several shapes splits its weight between them."""
+        shapes_of: dict[KeyId, set[BatchKey]] = {}
+        weights: dict[KeyId, float] = {}
+        for task in self._waiting:
+            assignment = task.run.assignment
+            shapes_of.setdefault(assignment.key_id, set()).add(task.key)
+            weights[assignment.key_id] = assignment.weight
+        parts = dict.fromkeys(shapes, 0.0)
+        for key_id, its_shapes in shapes_of.items():
+            for key in its_shapes:
+                parts[key] += weights[key_id] / len(its_shapes)
+        whole = sum(parts.values())
+        return {key: part * len(shapes) / whole for key, part in parts.items()}
+
+    def _num_rows_of(self, key: BatchKey) -> int:
+        waiting = sum(task.num_rows for task in self._waiting if task.key == key)
+        return max(1, min(waiting, self._costs.rows_worth(key, self.max_rows(key))))
+
+    def _fill(self, key: BatchKey) -> list[ImageTask]:
+        """The first always travels, even where its own rows are over the limit; then whoever is next and fits."""
+        room = self._costs.rows_worth(key, self.max_rows(key))
+        tasks: list[ImageTask] = []
+        for task in self._in_order(key):
+            if not tasks or task.num_rows <= room:
                 tasks.append(task)
                 room -= task.num_rows
+            if room <= 0:
+                break
         return tasks
 
-    def _rank_of_admission(self) -> dict[ImageTask, int]:
-        """A batch keeps one order as long as its images are the same, so that its stacked rows can be kept too."""
-        return {task: rank for rank, task in enumerate(self._waiting)}
+    def _in_order(self, key: BatchKey) -> Iterable[ImageTask]:
+        """The images of a shape: of the key that was served least the one that is due first, and so on."""
+        queues: dict[KeyId, list[_Waiting]] = {}
+        for waiting in self._waiting.values():
+            if waiting.task.key == key:
+                queues.setdefault(waiting.task.run.assignment.key_id, []).append(waiting)
+        for queue in queues.values():
+            # The last is taken first.
+            queue.sort(key=lambda waiting: (waiting.due, waiting.place), reverse=True)
+        served = {key_id: self._served.get(key_id, 0.0) for key_id in queues}
+        row_seconds = self._costs.row_seconds(key) or 1.0
+        while queues:
+            key_id = min(queues, key=lambda each: (served[each], queues[each][-1].due))
+            task = queues[key_id].pop().task
+            yield task
+            served[key_id] += task.num_rows * row_seconds / task.run.assignment.weight
+            if not queues[key_id]:
+                del queues[key_id]

@@ -11,6 +11,7 @@ from safelight.runs import RunParams
 if TYPE_CHECKING:
     import torch
 
+    from safelight.engine.checkpoints import Checkpoint
     from safelight.engine.models.base import Conditioning, ImageModel
     from safelight.engine.samplers import StepTable
 
@@ -25,12 +26,18 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """The part of a run that is still to draw: `indices` names its images, each drawn from `seed + index`."""
+    """The part of a run that is still to draw: `indices` names its images, each drawn from `seed + index`.
+
+    `checkpoint` is how far an earlier claim came. The device's time is shared between `key_id`s by their `weight`.
+    """
 
     run_id: str
     model_key: str
     params: RunParams
     indices: tuple[int, ...]
+    checkpoint: Checkpoint | None = None
+    key_id: str | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,7 @@ class LiveRun:
     steps_total: int
     run_time: float = 0.0
     device_time: float = 0.0
+    saved_at: float | None = None
     prompt: Conditioning | None = None
     negative: Conditioning | None = None
     tasks: list[ImageTask] = field(default_factory=list)

@@ -166,6 +166,10 @@ class Runs:
                 await self._database.write(ledger.merge_days)
                 return num_pruned
 
+    async def unfinished(self) -> frozenset[str]:
+        """The ids of all runs that are queued or running. One transaction."""
+        return await self._database.read(_unfinished)
+
     async def image_paths(self, shelf: str) -> frozenset[str]:
         """The paths of all pictures on a shelf of the image folder. One transaction."""
         return await self._database.read(_image_paths, shelf)
@@ -354,6 +358,12 @@ def _forget(connection: Connection, run_ids: Sequence[str]) -> list[str]:
     paths = list(connection.execute(sa.select(images.c.path).where(images.c.run_id.in_(run_ids))).scalars())
     connection.execute(sa.delete(runs).where(runs.c.id.in_(run_ids)))
     return paths
+
+
+def _unfinished(connection: Connection) -> frozenset[str]:
+    # Two questions: one with OR would not use the index that each has.
+    found = [connection.execute(sa.select(runs.c.id).where(each)).scalars() for each in (IS_QUEUED, IS_RUNNING)]
+    return frozenset(run_id for ids in found for run_id in ids)
 
 
 def _image_paths(connection: Connection, shelf: str) -> frozenset[str]:

@@ -17,6 +17,7 @@ from typing import Self
 from sqlalchemy.engine import Engine
 
 from safelight.errors import ConfigError
+from safelight.store.checkpoints import CheckpointFolder
 from safelight.store.database import Database, open_engine, open_wire
 from safelight.store.deliveries import Deliveries
 from safelight.store.deployments import DeploymentTable
@@ -41,6 +42,7 @@ class Store:
         self._secret = secret
         self.notifications = Notifications(wire)
         self.images = ImageFolder(data / "images")
+        self.checkpoints = CheckpointFolder(data / "checkpoints")
         self.runs = Runs(database, self.notifications, self.images)
         self.events = Events(database)
         self.deliveries = Deliveries(database, self.notifications)
@@ -87,6 +89,10 @@ class Store:
             known = await self.runs.image_paths(shelf)
             num_swept += await self.images.sweep(known, older_than_seconds, shelf=shelf)
         return num_swept
+
+    async def sweep_checkpoints(self, *, older_than_seconds: float = 600.0) -> int:
+        """Remove checkpoints of runs that have ended or are gone. One transaction."""
+        return await self.checkpoints.sweep(await self.runs.unfinished(), older_than_seconds)
 
 
 def _prepare(data: Path, database_url: str | None) -> tuple[Engine, Wire, bytes]:

@@ -1,17 +1,17 @@
-"""Measured times and the time left that follows."""
+"""Measured times, and how many rows are worth a batch."""
 
 from __future__ import annotations
 
 import pytest
 
-from safelight.engine.costs import Costs
-from safelight.engine.tasks import BatchKey
+from safelight.engine.costs import ENOUGH, Costs
 
-from .test_scheduler import LARGE, SMALL, make_task
+from .test_scheduler import SMALL
 
 
-def sixteen(key: BatchKey) -> int:
-    return 16
+def measure(costs: Costs, rows: int, seconds: float) -> None:
+    for _ in range(ENOUGH):
+        costs.record_step(SMALL, rows, seconds)
 
 
 def test_the_first_measurement_gives_way_to_the_second() -> None:
@@ -33,18 +33,36 @@ def test_unmeasured_rows_are_judged_by_the_nearest_measured() -> None:
     assert costs.step_seconds(SMALL, 16) == pytest.approx(6.4)
 
 
-def test_time_left_counts_the_work_ahead_and_the_images_own_steps() -> None:
+def test_the_knee_is_the_fewest_rows_with_nearly_the_best_rate() -> None:
     costs = Costs()
-    costs.record_step(SMALL, 2, 1.0)
-    costs.record_step(SMALL, 4, 2.0)
-    costs.record_decode(SMALL, 0.5)
-    first, second = make_task("a"), make_task("b")
-    assert costs.seconds_left([first], sixteen)[first.run] == pytest.approx(5.5)
-    left = costs.seconds_left([first, second], sixteen)
-    assert left[first.run] == pytest.approx(10.5), "the batch is shared"
-    assert left[second.run] == pytest.approx(11.0)
-    assert costs.seconds_left([first, second], lambda key: 2)[first.run] == pytest.approx(5.5), "first come, first"
+    assert costs.rows_worth(SMALL, 16) == 16, "nothing is known"
+    for rows, seconds in ((1, 1.0), (2, 1.1), (4, 1.2), (8, 2.3), (16, 4.6)):
+        measure(costs, rows, seconds)
+    assert costs.rows_worth(SMALL, 16) == 4
+    assert costs.rows_worth(SMALL, 3) == 3, "no more than fit"
 
 
-def test_a_shape_never_measured_has_no_time_left() -> None:
-    assert Costs().seconds_left([make_task("a", key=LARGE)], sixteen) == {}
+def test_the_neighbours_of_the_best_are_tried_before_it_is_believed() -> None:
+    costs = Costs()
+    measure(costs, 8, 8.0)
+    assert costs.rows_worth(SMALL, 16) == 4, "half as many"
+    measure(costs, 4, 4.0)
+    assert costs.rows_worth(SMALL, 16) == 2
+    measure(costs, 2, 3.0)
+    assert costs.rows_worth(SMALL, 16) == 4, "no better than half"
+    costs = Costs()
+    measure(costs, 1, 1.0)
+    assert costs.rows_worth(SMALL, 16) == 2, "twice as many"
+
+
+def test_a_rate_counts_once_it_was_measured_often_enough_and_other_work_hides_little_of_it() -> None:
+    costs = Costs()
+    for _ in range(ENOUGH - 1):
+        costs.record_step(SMALL, 8, 1.0)
+    assert costs.rows_worth(SMALL, 16) == 16
+    for rows, seconds in ((1, 1.0), (2, 1.0), (4, 2.0)):
+        measure(costs, rows, seconds)
+        for _ in range(20):
+            costs.record_step(SMALL, rows, seconds * 5)
+            costs.record_step(SMALL, rows, seconds)
+    assert costs.rows_worth(SMALL, 16) == 2

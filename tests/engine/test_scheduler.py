@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from typing import cast
 
+import pytest
+
+from safelight.engine.costs import ENOUGH, Costs
 from safelight.engine.models.base import ImageModel
 from safelight.engine.samplers import scaled_linear_schedule, step_table
-from safelight.engine.scheduler import PATIENCE, Scheduler
+from safelight.engine.scheduler import RECOVERY_STEPS, TURN_STEPS, Scheduler
 from safelight.engine.tasks import Assignment, Batch, BatchKey, ImageTask, LiveRun
 from safelight.runs import RunParams, SamplerName
 
@@ -14,14 +21,46 @@ SMALL, LARGE = BatchKey("m@1", (4, 8, 8), (77, 8)), BatchKey("m@1", (4, 16, 16),
 TABLE = step_table(SamplerName.EULER, 5, scaled_linear_schedule())
 
 
-def make_task(name: str, *, key: BatchKey = SMALL, is_guided: bool = True) -> ImageTask:
+def make_task(
+    name: str,
+    *,
+    key: BatchKey = SMALL,
+    is_guided: bool = True,
+    num_steps: int = 5,
+    key_id: str | None = None,
+    weight: float = 1.0,
+) -> ImageTask:
     params = RunParams(prompt=name, guidance_scale=7.5 if is_guided else 1.0)
-    run = LiveRun(Assignment(name, "m@1", params, (0,)), cast(ImageModel, None), 1, 0, 5)
-    return ImageTask(run=run, index=0, seed=0, key=key, table=TABLE)
+    assignment = Assignment(name, "m@1", params, (0,), key_id=key_id, weight=weight)
+    run = LiveRun(assignment, cast(ImageModel, None), 1, 0, num_steps)
+    table = replace(TABLE, columns=TABLE.columns[[0] * num_steps])
+    return ImageTask(run=run, index=0, seed=0, key=key, table=table)
 
 
-def scheduler_of(*tasks: ImageTask, max_rows: int = 16) -> Scheduler:
-    scheduler = Scheduler(max_rows=max_rows)
+def measured(row_seconds: float = 1.0, *, rows: int = 2, keys: tuple[BatchKey, ...] = (SMALL, LARGE)) -> Costs:
+    """A large picture costs four small ones."""
+    costs = Costs()
+    for key in keys:
+        costs.record_step(key, rows, rows * row_seconds * (4.0 if key is LARGE else 1.0))
+    return costs
+
+
+def serve(
+    scheduler: Scheduler, num_steps: int, costs: Costs, before: Callable[[int], None] = lambda step: None
+) -> list[list[str]]:
+    """The names of the batches of so many steps, each charged with what it costs. Images never end."""
+    served = []
+    for step in range(num_steps):
+        before(step)
+        batch = scheduler.choose()
+        assert batch is not None
+        scheduler.charge(batch, costs.step_seconds(batch.key, batch.num_rows) or 1.0)
+        served.append([task.run.run_id for task in batch.tasks])
+    return served
+
+
+def scheduler_of(*tasks: ImageTask, max_rows: int = 16, costs: Costs | None = None) -> Scheduler:
+    scheduler = Scheduler(max_rows=max_rows, costs=costs)
     for task in tasks:
         scheduler.admit(task)
     return scheduler
@@ -53,20 +92,95 @@ def test_shapes_do_not_mix() -> None:
     assert names(scheduler.choose()) == ["a", "c"]
 
 
-def test_the_earliest_go_first_and_nobody_starves() -> None:
-    tasks = [make_task(name) for name in "abcdef"]
-    scheduler = scheduler_of(*tasks, make_task("large", key=LARGE), max_rows=4)
-    batches = [names(scheduler.choose()) for _ in range(10 * PATIENCE)]
-    assert batches[: PATIENCE - 1] == [["a", "b"]] * (PATIENCE - 1)
-    for name in [*"abcdef", "large"]:
-        served = [place for place, batch in enumerate(batches) if name in batch]
-        gaps = [later - earlier for earlier, later in zip([-1, *served], [*served, len(batches)], strict=True)]
-        assert max(gaps) <= PATIENCE + 4, (name, served)
+def test_short_work_passes_long_work_that_came_before_it() -> None:
+    costs = measured()
+    scheduler = scheduler_of(make_task("long", num_steps=50), make_task("short", num_steps=4), max_rows=2, costs=costs)
+    assert serve(scheduler, 4, costs) == [["short"]] * 4
+
+
+def test_long_work_is_passed_for_a_while_only() -> None:
+    costs = measured()
+    scheduler = scheduler_of(make_task("long", num_steps=50), max_rows=2, costs=costs)
+    there: list[ImageTask] = []
+
+    def bring_another(step: int) -> None:
+        if step % 4 == 0:
+            for task in there:
+                scheduler.remove(task)
+            there[:] = [make_task(f"short {step}", num_steps=4)]
+            scheduler.admit(there[0])
+
+    served = [names for [names] in serve(scheduler, 400, costs, before=bring_another)]
+    assert "long" in served[:200], "four times its own work after it came it is the earliest due"
+    assert served[200:] == ["long"] * 200, "a stream of newcomers holds it up no longer"
+
+
+def test_two_keys_share_the_device_whatever_they_ask() -> None:
+    costs = measured()
+    crowd = [make_task(f"a{number}", key_id="a") for number in range(10)]
+    scheduler = scheduler_of(*crowd, make_task("b", key_id="b"), max_rows=2, costs=costs)
+    served = Counter(name[0] for [name] in serve(scheduler, 200, costs))
+    assert served == {"a": 100, "b": 100}
+
+
+def test_weights_are_shares() -> None:
+    costs = measured()
+    heavy, light = make_task("heavy", key_id="h", weight=3.0), make_task("light", key_id="l")
+    scheduler = scheduler_of(heavy, light, max_rows=2, costs=costs)
+    assert Counter(name for [name] in serve(scheduler, 400, costs)) == {"heavy": 300, "light": 100}
+
+
+def test_who_returns_from_idleness_starts_level_and_owns_no_arrears() -> None:
+    costs = measured()
+    scheduler = scheduler_of(make_task("busy", key_id="a"), max_rows=2, costs=costs)
+    serve(scheduler, 100, costs)
+    scheduler.admit(make_task("back", key_id="b"))
+    served = Counter(name for [name] in serve(scheduler, 20, costs))
+    assert served == {"busy": 10, "back": 10}
+
+
+@pytest.mark.parametrize("crowd", [{"a": [SMALL], "b": [LARGE]}, {"a": [SMALL, LARGE], "b": [LARGE]}])
+def test_keys_share_the_device_over_shapes_of_different_cost(crowd: dict[str, list[BatchKey]]) -> None:
+    costs = measured()
+    tasks = [make_task(f"{key_id}{key is LARGE}", key=key, key_id=key_id) for key_id in crowd for key in crowd[key_id]]
+    scheduler = scheduler_of(*tasks, max_rows=2, costs=costs)
+    seconds = Counter[str]()
+    for [name] in serve(scheduler, 1000, costs):
+        seconds[name[0]] += 8 if name.endswith("True") else 2
+    assert abs(seconds["a"] / seconds.total() - 0.5) < 0.05, seconds
+
+
+def test_a_shape_keeps_its_turn_for_a_few_steps() -> None:
+    costs = measured()
+    scheduler = scheduler_of(make_task("small"), make_task("large", key=LARGE), costs=costs)
+    served = [name for [name] in serve(scheduler, 400, costs)]
+    changes = sum(earlier != later for earlier, later in pairwise(served))
+    assert changes <= 2 * len(served) / TURN_STEPS
+    assert 0.75 < 4 * served.count("large") / served.count("small") < 1.25, "equal time, not equal steps"
+
+
+def test_a_batch_grows_only_as_far_as_it_pays() -> None:
+    costs = Costs()
+    for rows, seconds in ((2, 1.0), (4, 1.4), (8, 2.7), (16, 5.3)):
+        for _ in range(ENOUGH):
+            costs.record_step(SMALL, rows, seconds)
+    batch = scheduler_of(*(make_task(name) for name in "abcdefgh"), costs=costs).choose()
+    assert batch is not None and batch.num_rows == 8, "four rows have 95% of eight's rate, eight of sixteen's: 4 < 0.95"
+
+
+def test_a_copy_chooses_the_same_and_leaves_the_original_alone() -> None:
+    costs = measured()
+    tasks = [make_task(f"{key_id}{number}", key_id=key_id) for key_id in "ab" for number in range(3)]
+    scheduler = scheduler_of(*tasks, make_task("large", key=LARGE), max_rows=4, costs=costs)
+    ahead = scheduler.copy()
+    assert serve(ahead, 50, costs) == serve(scheduler, 50, costs)
+    assert not set(ahead) & set(scheduler)
 
 
 def test_a_batch_of_the_same_images_keeps_its_order() -> None:
-    scheduler = scheduler_of(*(make_task(name) for name in "abcd"))
-    assert {tuple(names(scheduler.choose())) for _ in range(3 * PATIENCE)} == {tuple("abcd")}
+    costs = measured()
+    scheduler = scheduler_of(*(make_task(name, key_id=name) for name in "abcd"), costs=costs)
+    assert {tuple(batch) for batch in serve(scheduler, 24, costs)} == {tuple("abcd")}
 
 
 def test_a_suspect_travels_alone_and_first() -> None:
@@ -80,14 +194,43 @@ def test_a_suspect_travels_alone_and_first() -> None:
 
 def test_a_batch_that_did_not_fit_halves_the_rows_of_its_shape_only() -> None:
     tasks = [make_task(name) for name in "abcdefgh"]
-    large = [make_task(name, key=LARGE) for name in "xy"]
-    scheduler = scheduler_of(*tasks, *large)
+    scheduler = scheduler_of(*tasks)
     batch = scheduler.choose()
     assert batch is not None and batch.num_rows == 16
     scheduler.halve_rows(batch)
     smaller = scheduler.choose()
     assert smaller is not None and smaller.num_rows == 8
     assert scheduler.max_rows(LARGE) == 16
+
+
+def test_room_that_was_lost_to_memory_comes_back_slowly() -> None:
+    tasks = [make_task(name) for name in "abcdefgh"]
+    scheduler = scheduler_of(*tasks)
+    batch = scheduler.choose()
+    assert batch is not None
+    scheduler.halve_rows(batch)
+    sizes = []
+    for _ in range(5 * RECOVERY_STEPS):
+        batch = scheduler.choose()
+        assert batch is not None
+        sizes.append(batch.num_rows)
+        scheduler.widen_rows(batch)
+    assert list(dict.fromkeys(sizes)) == [8, 10, 12, 14, 16]
+    assert sizes.count(8) == RECOVERY_STEPS
+
+
+def test_a_wider_batch_that_fails_again_goes_back_to_what_fitted_and_waits_longer() -> None:
+    scheduler = scheduler_of(*(make_task(name) for name in "abcdefgh"))
+    sizes = []
+    for _ in range(4 * RECOVERY_STEPS):
+        batch = scheduler.choose()
+        assert batch is not None
+        sizes.append(batch.num_rows)
+        if batch.num_rows > 8:
+            scheduler.halve_rows(batch)
+        else:
+            scheduler.widen_rows(batch)
+    assert sizes.count(8) == len(sizes) - 3 and sizes.count(10) == 2, "one try after one wait, one after twice that"
 
 
 def test_an_image_over_the_limit_by_itself_still_travels() -> None:

@@ -1,0 +1,83 @@
+"""The time left of each run: the queue played forward."""
+
+from __future__ import annotations
+
+import pytest
+
+from safelight.engine.costs import Costs
+from safelight.engine.forecast import FRESH_SECONDS, Forecast, play_forward
+from safelight.engine.scheduler import Scheduler
+from safelight.engine.tasks import ImageTask
+
+from .test_scheduler import LARGE, SMALL, make_task, scheduler_of
+
+
+def costs_of(*, decode_seconds: float = 0.5) -> Costs:
+    costs = Costs()
+    costs.record_step(SMALL, 2, 1.0)
+    costs.record_step(SMALL, 4, 2.0)
+    costs.record_decode(SMALL, decode_seconds)
+    return costs
+
+
+def live_through(scheduler: Scheduler, costs: Costs) -> dict[str, float]:
+    """When each run is really finished."""
+    seconds, finished = 0.0, {}
+    while (batch := scheduler.choose()) is not None:
+        step = costs.step_seconds(batch.key, batch.num_rows)
+        assert step is not None
+        seconds += step
+        scheduler.charge(batch, step)
+        for task in batch.tasks:
+            task.cursor += 1
+            if task.num_steps_left == 0:
+                seconds += costs.decode_seconds(task.key)
+                finished[task.run.run_id] = seconds
+                scheduler.remove(task)
+    return finished
+
+
+def test_images_that_share_a_batch_share_its_time() -> None:
+    costs, first, second = costs_of(), make_task("a"), make_task("b")
+    assert play_forward(scheduler_of(first, costs=costs), costs) == {first.run: pytest.approx(5.5)}
+    together = play_forward(scheduler_of(first, second, costs=costs), costs)
+    assert together == {first.run: pytest.approx(10.5), second.run: pytest.approx(11.0)}
+    one_by_one = play_forward(scheduler_of(first, second, max_rows=2, costs=costs), costs)
+    assert one_by_one == {first.run: pytest.approx(5.5), second.run: pytest.approx(11.0)}
+
+
+def mixed_load() -> list[ImageTask]:
+    return [
+        make_task(
+            f"{key_id}{number}", key=LARGE if number % 3 == 2 else SMALL, key_id=key_id, num_steps=10 + 7 * number
+        )
+        for key_id, many in (("x", 6), ("y", 2))
+        for number in range(many)
+    ]
+
+
+def test_the_forecast_of_a_mixed_load_is_near_what_happens() -> None:
+    costs = costs_of()
+    costs.record_step(LARGE, 2, 4.0)
+    scheduler = scheduler_of(*mixed_load(), max_rows=4, costs=costs)
+    told = {run.run_id: seconds for run, seconds in play_forward(scheduler, costs).items()}
+    happened = live_through(scheduler, costs)
+    assert told.keys() == happened.keys()
+    errors = sorted(abs(told[name] / happened[name] - 1.0) for name in told)
+    assert errors[len(errors) // 2] < 0.1, errors
+
+
+def test_a_shape_never_measured_has_no_time_left() -> None:
+    known, unknown = make_task("a"), make_task("b", key=LARGE)
+    assert set(play_forward(scheduler_of(known, unknown, costs=costs_of()), costs_of())) == {known.run}
+
+
+def test_a_forecast_is_told_on_and_made_anew_when_images_come() -> None:
+    costs, first, second = costs_of(), make_task("a"), make_task("b")
+    scheduler = scheduler_of(first, costs=costs)
+    forecast = Forecast(scheduler, costs)
+    assert forecast.seconds_left(100.0)[first.run] == pytest.approx(5.5)
+    later = 100.0 + FRESH_SECONDS / 2
+    assert forecast.seconds_left(later)[first.run] == pytest.approx(5.5 - FRESH_SECONDS / 2)
+    scheduler.admit(second)
+    assert set(forecast.seconds_left(later)) == {first.run, second.run}
