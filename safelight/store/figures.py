@@ -5,6 +5,7 @@ Everything here is bounded by a span of time or a number of rows, so that a full
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +16,15 @@ from sqlalchemy.engine import Connection
 from safelight.deployments import DeploymentStatus
 from safelight.runs import DeliveryStatus, RunStatus
 from safelight.store.database import Database, now, whole
-from safelight.store.schema import deliveries, images, placements, runs
+from safelight.store.schema import HAS_ENDED, IS_QUEUED, IS_RUNNING, deliveries, images, placements, runs
 
 HOUR_SECONDS = 3600.0
 DAY_SECONDS = 86400.0
 MAX_ENDED_RUNS = 5000
 """Runs that shares and percentiles are computed from at most: the newest."""
+
+MAX_COUNTED_RUNS = 200_000
+"""Runs whose pictures are counted at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,28 +137,39 @@ def _activity(connection: Connection) -> Activity:
     )
 
 
-def _age_in_hours(at: float, column: sa.Column[Any]) -> sa.ColumnElement[int]:
+def _age_in_hours(at: float, column: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
     return whole((at - column) / HOUR_SECONDS)
 
 
 def _images_by_hour(connection: Connection, at: float) -> list[HourCount]:
-    hours_ago = _age_in_hours(at, runs.c.ended_at).label("hours_ago")
+    # The limit keeps the database from walking through all runs in the order of the groups.
+    ended = (
+        sa.select(runs.c.id, runs.c.deployment, runs.c.ended_at)
+        .where(HAS_ENDED, runs.c.ended_at > at - DAY_SECONDS)
+        .order_by(runs.c.ended_at.desc())
+        .limit(MAX_COUNTED_RUNS)
+    ).subquery()
+    hours_ago = _age_in_hours(at, ended.c.ended_at).label("hours_ago")
     query = (
-        sa.select(runs.c.deployment, hours_ago, sa.func.count().label("num_images"))
-        .join(images, images.c.run_id == runs.c.id)
-        .where(runs.c.ended_at > at - DAY_SECONDS)
-        .group_by(runs.c.deployment, hours_ago)
+        sa.select(ended.c.deployment, hours_ago, sa.func.count().label("num_images"))
+        .join(images, images.c.run_id == ended.c.id)
+        .group_by(ended.c.deployment, hours_ago)
     )
     return [HourCount(row.deployment, row.hours_ago, row.num_images) for row in connection.execute(query)]
 
 
 def _ended(connection: Connection, at: float) -> list[EndedRun]:
-    query = _times().where(runs.c.ended_at > at - DAY_SECONDS).order_by(runs.c.ended_at.desc()).limit(MAX_ENDED_RUNS)
+    query = (
+        _times()
+        .where(HAS_ENDED, runs.c.ended_at > at - DAY_SECONDS)
+        .order_by(runs.c.ended_at.desc())
+        .limit(MAX_ENDED_RUNS)
+    )
     return [_ended_from(row) for row in connection.execute(query)]
 
 
 def _running(connection: Connection) -> list[EndedRun]:
-    query = _times().where(sa.text("status = 'running'")).limit(MAX_ENDED_RUNS)
+    query = _times().where(IS_RUNNING).limit(MAX_ENDED_RUNS)
     return [_ended_from(row) for row in connection.execute(query)]
 
 
@@ -167,16 +182,10 @@ def _ended_from(row: sa.Row[Any]) -> EndedRun:
 
 
 def _waiting(connection: Connection) -> dict[str, Waiting]:
-    found: dict[str, Waiting] = {}
-    for status in (RunStatus.QUEUED, RunStatus.RUNNING):
-        # As text, so that the partial index of that state is taken.
-        is_wanted = sa.text(f"status = '{status.value}'")
-        query = sa.select(runs.c.deployment, sa.func.count()).where(is_wanted).group_by(runs.c.deployment)
-        for deployment, count in connection.execute(query):
-            before = found.get(deployment, Waiting())
-            is_queued = status is RunStatus.QUEUED
-            found[deployment] = Waiting(count, 0) if is_queued else Waiting(before.num_queued, count)
-    return found
+    # Few rows through the indexes of just these states: counted here, since a grouping would walk through all runs.
+    queued = Counter(connection.execute(sa.select(runs.c.deployment).where(IS_QUEUED)).scalars())
+    running = Counter(connection.execute(sa.select(runs.c.deployment).where(IS_RUNNING)).scalars())
+    return {name: Waiting(queued[name], running[name]) for name in queued.keys() | running.keys()}
 
 
 def _failed_deliveries(connection: Connection, at: float) -> dict[int, int]:
@@ -190,13 +199,21 @@ def _failed_deliveries(connection: Connection, at: float) -> dict[int, int]:
 
 
 def _runs_by_day(connection: Connection, deployment: str, num_days: int) -> dict[int, int]:
-    day = whole(runs.c.created_at / DAY_SECONDS).label("day")
-    query = (
-        sa.select(day, sa.func.count())
-        .where(runs.c.deployment == deployment, runs.c.created_at > now() - num_days * DAY_SECONDS)
-        .group_by(day)
-    )
-    return {row[0]: row[1] for row in connection.execute(query)}
+    today = int(connection.execute(sa.select(now())).scalar_one() / DAY_SECONDS)
+    days = range(today - num_days + 1, today + 1)
+    # A count for each day walks along an index; grouping would sort all rows by a computed day.
+    counts = [
+        sa.select(sa.func.count())
+        .select_from(runs)
+        .where(
+            runs.c.deployment == deployment,
+            runs.c.created_at >= day * DAY_SECONDS,
+            runs.c.created_at < (day + 1) * DAY_SECONDS,
+        )
+        .scalar_subquery()
+        for day in days
+    ]
+    return dict(zip(days, connection.execute(sa.select(*counts)).one(), strict=True))
 
 
 def _runs_by_key(connection: Connection, seconds: float) -> dict[str, int]:
