@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from safelight.errors import FieldError, InvalidFields
-from safelight.runs import OutputFormat, RunParams, SamplerName
+from safelight.runs import OutputFormat, RunParams, SamplerName, Spacing
 
 PAGE_ALIAS = "dreambooth-webhook"
 """The name of the page's own example; answered by a deployment of `stable-diffusion` unless something is deployed under it."""
@@ -39,6 +39,7 @@ class Defaults:
     num_images_per_prompt: int = 1
     negative_prompt: str = ""
     sampler: SamplerName = SamplerName.EULER
+    spacing: Spacing = Spacing.AUTOMATIC
     output_format: OutputFormat = OutputFormat.PNG
 
 
@@ -58,7 +59,8 @@ class Limits:
     def check(self, params: RunParams) -> tuple[FieldError, ...]:
         """Every field of `params` that is over a limit, with the value, the rule and the nearest legal value."""
         found = [self._side("height", params.height), self._side("width", params.width)]
-        found.append(_between("num_inference_steps", params.num_inference_steps, 1, self.max_steps))
+        found.append(self._steps(params))
+        found.append(_check_spacing(params))
         found.append(_between("num_images_per_prompt", params.num_images_per_prompt, 1, self.max_images))
         found.append(_between("guidance_scale", params.guidance_scale, 0.0, self.max_guidance_scale))
         found.append(self._text("prompt", params.prompt))
@@ -74,6 +76,14 @@ class Limits:
             return None
         rule = f"a multiple of {self.side_multiple} between {self.min_side} and {self.max_side}"
         return FieldError(name, f"{value} is not {rule}; the nearest is {legal}")
+
+    def _steps(self, params: RunParams) -> FieldError | None:
+        field, steps, most = "num_inference_steps", params.num_inference_steps, params.sampler.max_steps
+        if most >= self.max_steps or not steps > most:
+            return _between(field, steps, 1, self.max_steps)
+        return FieldError(
+            field, f"{steps} is more than the {most} steps that {params.sampler} has; the nearest is {most}"
+        )
 
     def _area(self, params: RunParams) -> FieldError:
         legal = self.max_pixels // params.width // self.side_multiple * self.side_multiple
@@ -108,6 +118,15 @@ def check_name(name: str) -> None:
         raise InvalidFields([FieldError("name", f"{name!r} is not 1 to 63 of a-z, 0-9 and -")])
     if name in RESERVED_NAMES:
         raise InvalidFields([FieldError("name", f"{name!r} is reserved for the server's own paths; take another")])
+
+
+def _check_spacing(params: RunParams) -> FieldError | None:
+    taken = params.sampler.spacings
+    if params.spacing in taken:
+        return None
+    nearest = Spacing.TRAILING if Spacing.TRAILING in taken else Spacing.AUTOMATIC
+    rule = f"one that {params.sampler} can be asked for with ({', '.join(taken)})"
+    return FieldError("spacing", f"{params.spacing} is not {rule}; the nearest is {nearest}")
 
 
 def _between(name: str, value: float, low: float, high: float) -> FieldError | None:

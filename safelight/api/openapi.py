@@ -12,7 +12,7 @@ from safelight.api.errors import STATUSES
 from safelight.api.sse import EVENT_STREAM
 from safelight.api.views import DeploymentList, RunPage, RunView, UsageReport
 from safelight.envelope import ACCEPTED_MESSAGE, SUCCESS_MESSAGE
-from safelight.runs import MAX_SEED, OutputFormat, SamplerName
+from safelight.runs import MAX_SEED, OutputFormat, SamplerName, Spacing
 
 SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer <key>`"},
@@ -57,7 +57,13 @@ PREDICT_BODY: dict[str, Any] = {
         "negative_prompt": _optional({"type": "string", "maxLength": 4000}, "What not to draw. Default empty."),
         "webhook_endpoint": _optional({"type": "string", "format": "uri"}, "Where the results are POSTed to."),
         "seed": _optional(_INTEGRAL, f"Image i uses seed + i, at most {MAX_SEED}. Absent or negative: drawn afresh."),
-        "sampler": _optional({"type": "string"}, f"One of {', '.join(SamplerName)}."),
+        "sampler": _optional(
+            {"type": "string"},
+            f"One of {', '.join(SamplerName)}, or a name diffusers or A1111 has for it. Default euler.",
+        ),
+        "spacing": _optional(
+            {"type": "string"}, f"How the steps are spread: one of {', '.join(Spacing)}. Default automatic."
+        ),
         "output_format": _optional({"type": "string"}, f"One of {', '.join(OutputFormat)}. Default png."),
         "hf_model_path": _optional({"type": "string"}, "Must name the deployment's own model."),
         "model_id": _optional({"type": "string"}, "Must name the deployment's own model."),

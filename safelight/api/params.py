@@ -10,7 +10,7 @@ from safelight.catalog import CATALOG
 from safelight.deployments import Deployment
 from safelight.errors import FieldError
 from safelight.keys import Allowance
-from safelight.runs import MAX_SEED, OutputFormat, RunParams, SamplerName
+from safelight.runs import MAX_SEED, OutputFormat, RunParams, SamplerName, Spacing
 
 FRESH_SEEDS = 2**32
 """A seed that nobody named is drawn below this."""
@@ -34,6 +34,7 @@ class NewParams:
     num_images_per_prompt: int | None = None
     seed: int | None = None
     sampler: SamplerName | None = None
+    spacing: Spacing | None = None
     output_format: OutputFormat | None = None
     models: tuple[tuple[str, str], ...] = ()
     webhook_endpoint: str | None = None
@@ -44,6 +45,9 @@ class NewParams:
 def complete(asked: NewParams, deployment: Deployment, *, fresh_seed: int) -> RunParams:
     """`asked` with the deployment's defaults where it names nothing."""
     defaults = deployment.defaults
+    sampler = _first(asked.sampler, defaults.sampler)
+    # The default spacing is for samplers that take it; nobody is refused for what he did not name.
+    spacing = defaults.spacing if defaults.spacing in sampler.spacings else Spacing.AUTOMATIC
     return RunParams(
         prompt=asked.prompt or "",
         negative_prompt=_first(asked.negative_prompt, defaults.negative_prompt),
@@ -53,7 +57,8 @@ def complete(asked: NewParams, deployment: Deployment, *, fresh_seed: int) -> Ru
         guidance_scale=_first(asked.guidance_scale, defaults.guidance_scale),
         num_images_per_prompt=_first(asked.num_images_per_prompt, defaults.num_images_per_prompt),
         seed=_first(asked.seed, fresh_seed),
-        sampler=_first(asked.sampler, defaults.sampler),
+        sampler=sampler,
+        spacing=_first(asked.spacing, spacing),
         output_format=_first(asked.output_format, defaults.output_format),
     )
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from safelight.api.service import QueuePlace
 from safelight.deployments import Defaults, Deployment, DeploymentStatus, Limits
-from safelight.runs import ImageRecord, OutputFormat, Run, RunParams, RunStatus, SamplerName
+from safelight.runs import ImageRecord, OutputFormat, Run, RunParams, RunStatus, SamplerName, Spacing
 
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"}, examples=["2026-03-01T12:00:00.000Z"])]
 
@@ -30,6 +30,7 @@ class ParamsView(_View):
     num_images_per_prompt: int
     seed: int
     sampler: SamplerName
+    spacing: Spacing
     output_format: OutputFormat
 
 
@@ -96,6 +97,7 @@ class DefaultsView(_View):
     num_images_per_prompt: int
     negative_prompt: str
     sampler: SamplerName
+    spacing: Spacing
     output_format: OutputFormat
 
 

@@ -21,7 +21,7 @@ from safelight.cli.progress import StepBar
 from safelight.config import Settings
 from safelight.deployments import Defaults, Limits
 from safelight.errors import InvalidFields, RunFailed
-from safelight.runs import RunParams
+from safelight.runs import RunParams, Spacing
 
 if TYPE_CHECKING:
     from safelight.pictures import Pixels
@@ -39,6 +39,7 @@ def generate(
     images: asking.ImagesOption = None,
     seed: asking.SeedOption = None,
     sampler: asking.SamplerOption = None,
+    spacing: asking.SpacingOption = None,
     output_format: asking.FormatOption = None,
     device: Annotated[str | None, typer.Option(help="torch device. Unset: the first GPU, else the CPU.")] = None,
     config: ConfigOption = None,
@@ -54,7 +55,8 @@ def generate(
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
     }
-    named |= {"negative_prompt": negative_prompt, "num_images_per_prompt": images, "sampler": sampler}
+    named |= {"negative_prompt": negative_prompt, "num_images_per_prompt": images}
+    named |= asking.sampling(sampler, spacing)
     folder = PictureFolder(out, prompt=prompt, output_format=output_format)
     params = run_params(prompt, model, seed=seed, named=named | {"output_format": folder.output_format})
     weights = find_weights(model, folders=settings.models, hf_home=settings.hf_home)
@@ -84,6 +86,8 @@ def run_params(prompt: str, model: str, *, seed: int | None, named: dict[str, An
     entry = CATALOG.get(model)
     defaults = entry.defaults if entry else Defaults()
     chosen = replace(defaults, **{key: value for key, value in named.items() if value is not None})
+    if named.get("spacing") is None and chosen.spacing not in chosen.sampler.spacings:
+        chosen = replace(chosen, spacing=Spacing.AUTOMATIC)
     fields = {key: getattr(chosen, key) for key in Defaults.__dataclass_fields__}
     first = secrets.randbelow(2**32) if seed is None or seed < 0 else seed
     params = RunParams(prompt=prompt, seed=first, **fields)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from safelight.deployments import Defaults, Limits
 from safelight.errors import FieldError, InvalidFields
-from safelight.runs import RunParams
+from safelight.runs import RunParams, SamplerName, Spacing, read_sampler, read_spacing
+
+T = TypeVar("T")
 
 EMBED_METADATA = "embed_metadata"
 
@@ -58,7 +60,7 @@ def parse_overrides(pairs: Sequence[str]) -> Overrides:
             wrong.append(FieldError(key, f"no such key; known are {', '.join(sorted(kinds))}"))
         else:
             try:
-                values[key] = _value(kinds[key], text)
+                values |= _values(key, kinds[key], text)
             except ValueError as error:
                 wrong.append(FieldError(key, str(error)))
     if wrong:
@@ -68,6 +70,21 @@ def parse_overrides(pairs: Sequence[str]) -> Overrides:
         limits={key: value for key, value in values.items() if key in _names(Limits)},
         embed_metadata=values.get(EMBED_METADATA, True),
     )
+
+
+def _values(key: str, kind: Any, text: str) -> dict[str, Any]:
+    """What a pair sets: one key, and with a sampler like `DPM++ 2M Karras` the spacing too."""
+    if kind is SamplerName:
+        sampler, spacing = _named(read_sampler, text)
+        return {key: sampler} | ({"spacing": spacing} if spacing else {})
+    return {key: _named(read_spacing, text) if kind is Spacing else _value(kind, text)}
+
+
+def _named(read: Callable[[str], T], text: str) -> T:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} {error}") from error
 
 
 def _value(kind: Any, text: str) -> Any:

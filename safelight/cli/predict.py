@@ -32,6 +32,7 @@ def predict(
     images: asking.ImagesOption = None,
     seed: asking.SeedOption = None,
     sampler: asking.SamplerOption = None,
+    spacing: asking.SpacingOption = None,
     output_format: asking.FormatOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -41,7 +42,8 @@ def predict(
     folder = PictureFolder(out, prompt=prompt, output_format=output_format)
     folder.prepare()
     named: dict[str, Any] = {"height": height, "width": width, "num_inference_steps": steps, "seed": seed}
-    named |= {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "sampler": sampler}
+    named |= {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
+    named |= asking.sampling(sampler, spacing)
     named |= {"num_images_per_prompt": images, "output_format": folder.output_format}
     params = {field: value for field, value in named.items() if value is not None}
     with Client(url, _key(key)) as client:

@@ -16,7 +16,7 @@ import httpx2
 
 from safelight.client.errors import UnexpectedAnswer
 from safelight.errors import Conflict, ModelUnavailable, RunFailed, SafelightError
-from safelight.runs import OutputFormat, RunError, RunEvent, RunEventKind, RunParams, RunStatus, SamplerName
+from safelight.runs import OutputFormat, RunError, RunEvent, RunEventKind, RunParams, RunStatus, SamplerName, Spacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -199,6 +199,8 @@ def _run(members: Mapping[str, Any]) -> RunRecord:
 def _params(members: Mapping[str, Any]) -> RunParams:
     known = {each.name: members[each.name] for each in fields(RunParams) if each.name in members}
     known["sampler"] = SamplerName(known["sampler"])
+    # A server of before has no spacings.
+    known["spacing"] = Spacing(known.get("spacing", Spacing.AUTOMATIC))
     known["output_format"] = OutputFormat(known["output_format"])
     return RunParams(**known)
 

@@ -69,6 +69,7 @@ class PredictParams(TypedDict, total=False):
     negative_prompt: str
     seed: int
     sampler: str
+    spacing: str
     output_format: str
 
 

@@ -122,7 +122,9 @@ def test_every_seed_of_a_run_is_exact_in_json():
 def test_names_are_taken_in_any_case_and_others_are_refused_with_the_choice():
     assert read(sampler=" Euler ", output_format="JPEG").sampler is SamplerName.EULER
     assert read(output_format="JPEG").output_format is OutputFormat.JPEG
-    assert wrong_fields(sampler="plms")["sampler"].startswith('"plms" is not one of euler, ')
+    assert wrong_fields(sampler="huen")["sampler"].startswith('"huen" is not one of euler, ')
+    assert wrong_fields(sampler="huen")["sampler"].endswith("; the nearest is heun")
+    assert wrong_fields(spacing=["karras"])["spacing"].startswith('["karras"] is not one of automatic, ')
     assert "png, jpeg, webp" in wrong_fields(output_format=3)["output_format"]
 
 
@@ -211,7 +213,8 @@ JSON = st.recursive(
     max_leaves=8,
 )
 FIELDS = ("prompt", "height", "width", "num_inference_steps", "guidance_scale", "num_images_per_prompt", "seed")
-FIELDS += ("negative_prompt", "webhook_endpoint", "sampler", "output_format", "hf_model_path", "model_id", "hf_token")
+FIELDS += ("negative_prompt", "webhook_endpoint", "sampler", "spacing", "output_format")
+FIELDS += ("hf_model_path", "model_id", "hf_token")
 NEAR = st.sampled_from(
     [0, 1, 7, 8, 64, 512, "512", 512.0, 1024, 1032, -1, 1e999, "1e5", True, None, "euler", "png", "x"]
 )

@@ -27,7 +27,12 @@ async def test_a_record_says_all_there_is_to_say(house):
     record = answer.json()
     assert record["id"] == record["run_id"] == run_id
     assert (record["deployment"], record["version"], record["status"]) == ("pinhole", 1, "succeeded")
-    assert record["params"] == PAGE_BODY | {"seed": 7, "sampler": "euler", "output_format": "png"}
+    assert record["params"] == PAGE_BODY | {
+        "seed": 7,
+        "sampler": "euler",
+        "spacing": "automatic",
+        "output_format": "png",
+    }
     assert record["seeds"] == [7, 8]
     assert all(ISO.fullmatch(record[name]) for name in ("created_at", "started_at", "ended_at"))
     assert record["created_at"] <= record["started_at"] <= record["ended_at"]

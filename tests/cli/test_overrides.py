@@ -5,7 +5,7 @@ import pytest
 from safelight.cli.overrides import known_keys, parse_overrides
 from safelight.deployments import Defaults, Limits
 from safelight.errors import InvalidFields
-from safelight.runs import OutputFormat, SamplerName
+from safelight.runs import OutputFormat, SamplerName, Spacing
 
 
 def test_values_get_the_type_of_their_key() -> None:
@@ -14,6 +14,19 @@ def test_values_get_the_type_of_their_key() -> None:
     assert (defaults.height, defaults.guidance_scale, defaults.sampler) == (768, 9.0, SamplerName.DDIM)
     assert limits == Limits(max_side=768)
     assert not overrides.embed_metadata
+
+
+def test_a_sampler_may_be_set_by_any_of_its_names_and_bring_its_spacing() -> None:
+    defaults, _ = parse_overrides(["sampler=DPM++ 2M Karras"]).apply(Defaults())
+    assert (defaults.sampler, defaults.spacing) == (SamplerName.DPMPP_2M, Spacing.KARRAS)
+    defaults, _ = parse_overrides(["spacing=SGM Uniform"]).apply(Defaults())
+    assert (defaults.sampler, defaults.spacing) == (SamplerName.EULER, Spacing.SGM_UNIFORM)
+
+
+@pytest.mark.parametrize("pairs", [["sampler=ddim", "spacing=karras"], ["sampler=lcm", "num_inference_steps=60"]])
+def test_a_default_that_the_sampler_does_not_take_is_refused(pairs: list[str]) -> None:
+    with pytest.raises(InvalidFields, match="the nearest is"):
+        parse_overrides(pairs).apply(Defaults())
 
 
 def test_what_is_not_named_stays_the_models_own() -> None:

@@ -15,7 +15,7 @@ from safelight.api.errors import problem_answer
 from safelight.api.params import NewParams, shorten
 from safelight.envelope import accepted_body, success_body
 from safelight.errors import FieldError, MalformedBody, SafelightError
-from safelight.runs import OutputFormat, Run, SamplerName
+from safelight.runs import OutputFormat, Run, SamplerName, Spacing, read_sampler, read_spacing
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
@@ -59,6 +59,7 @@ def parse_body(body: bytes) -> dict[str, object]:
 def to_params(body: Mapping[str, object]) -> NewParams:
     """Read the keys of the contract. What cannot be read is in `wrong` of the answer, never raised."""
     reader = _Reader(body)
+    sampler, spacing = reader.sampling()
     return NewParams(
         prompt=reader.prompt(),
         negative_prompt=reader.take("negative_prompt", _text),
@@ -68,7 +69,8 @@ def to_params(body: Mapping[str, object]) -> NewParams:
         guidance_scale=reader.take("guidance_scale", _number),
         num_images_per_prompt=reader.take("num_images_per_prompt", _integer),
         seed=reader.take("seed", _seed),
-        sampler=reader.take("sampler", _sampler),
+        sampler=sampler,
+        spacing=spacing,
         output_format=reader.take("output_format", _output_format),
         models=tuple((key, model) for key in _MODEL_KEYS if (model := reader.take(key, _text)) is not None),
         webhook_endpoint=reader.take("webhook_endpoint", _url),
@@ -135,6 +137,15 @@ class _Reader:
             return None
         return self.take("prompt", _text)
 
+    def sampling(self) -> tuple[SamplerName | None, Spacing | None]:
+        """The sampler and the spacing, which a sampler's name may hold: "DPM++ 2M Karras"."""
+        sampler, held = self.take("sampler", _sampler) or (None, None)
+        spacing = self.take("spacing", _spacing)
+        if held is not None and spacing not in (None, held):
+            named = shorten(self._body["sampler"])
+            self.wrong.append(FieldError("spacing", f"{spacing} contradicts the sampler {named}, which says {held}"))
+        return sampler, held or spacing
+
     def unknown_keys(self) -> tuple[str, ...]:
         return tuple(key for key in self._body if key not in self._taken)
 
@@ -194,8 +205,19 @@ def _seed(value: object) -> int | None:
     return seed if seed >= 0 else None
 
 
-def _sampler(value: object) -> SamplerName:
-    return _one_of(SamplerName, value)
+def _sampler(value: object) -> tuple[SamplerName, Spacing | None]:
+    return _named(read_sampler, value)
+
+
+def _spacing(value: object) -> Spacing:
+    return _named(read_spacing, value)
+
+
+def _named(read: Callable[[str], T], value: object) -> T:
+    try:
+        return read(value if isinstance(value, str) else "")
+    except ValueError as error:
+        raise _Unreadable(f"{shorten(value)} {error}") from error
 
 
 def _output_format(value: object) -> OutputFormat:

@@ -157,8 +157,9 @@ def _between(largest: float, smallest: float, num_steps: int, spacing: Spacing) 
     """Karras et al. 2022, equation 5; or evenly in log sigma."""
     if spacing is Spacing.EXPONENTIAL:
         return np.exp(np.linspace(np.log(largest), np.log(smallest), num_steps))
-    ramp: Floats = np.linspace(largest ** (1.0 / _RHO), smallest ** (1.0 / _RHO), num_steps)
-    return np.power(ramp, _RHO)
+    ramp = np.linspace(largest ** (1.0 / _RHO), smallest ** (1.0 / _RHO), num_steps)
+    sigmas: Floats = ramp**_RHO
+    return sigmas
 
 
 def _cut_off(timesteps: Floats) -> Floats:
