@@ -115,7 +115,7 @@ def pulse(
     *,
     lease_seconds: float,
     renew: bool,
-    figures: EngineFigures | None,
+    figures: EngineFigures | None = None,
 ) -> Pulse:
     cancel_requested, lost = set(), set()
     for report in progress:
