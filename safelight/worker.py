@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,7 +138,9 @@ class Worker:
         if self._engine.num_free_images < 1:
             return False
         try:
-            claims = await self._store.runs.claim(self._worker_id, limit=1, lease_seconds=self._settings.lease_seconds)
+            claims = await self._store.runs.claim(
+                self._worker_id, limit=1, lease_seconds=self._settings.lease_seconds, crowded=self._crowded_keys()
+            )
         except TryLater as error:
             # What runs goes on: the database may be back before a lease is over.
             log.warning("nothing can be claimed for now", extra={"reason": error.message})
@@ -148,6 +151,17 @@ class Worker:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
         return bool(claims)
+
+    def _crowded_keys(self) -> list[str]:
+        """API keys with their share of the engine's room, counting one more key that may come.
+
+        The engine is fair between the keys it has work of; a key whose runs all wait behind another's would get nothing.
+        """
+        held: Counter[str] = Counter()
+        for each in self._held.values():
+            held[each.claim.run.key_id or ""] += each.claim.run.params.num_images_per_prompt
+        room = held.total() + self._engine.num_free_images
+        return [key_id for key_id, num_images in held.items() if num_images * (len(held) + 1) >= room]
 
     async def _carry_out(self, held: _Held) -> None:
         """See a claimed run to its end. The border where whatever goes wrong with one run is caught."""

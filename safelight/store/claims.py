@@ -11,6 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from safelight.errors import LostClaim
 from safelight.metrics import EngineFigures
@@ -46,30 +47,32 @@ LEASE_END = now() + sa.bindparam("lease_seconds", type_=sa.Double)
 ONE_MORE_EVENT = {runs.c.num_events: runs.c.num_events + 1}
 WRITTEN = (*runs.c, now().label("written_at"))
 
-# A table of its own, since PostgreSQL may carry out a subquery several times and lock other runs each time.
-OLDEST = (
-    sa.select(runs.c.number)
-    .where(IS_QUEUED)
-    .order_by(runs.c.created_at, runs.c.number)
-    .limit(sa.bindparam("num_runs"))
-    .with_for_update(skip_locked=True)
-    .cte("oldest")
-)
-CLAIM = (
-    sa.update(runs)
-    .where(runs.c.number.in_(sa.select(OLDEST.c.number)))
-    .values(
-        {
-            runs.c.status: RunStatus.RUNNING,
-            runs.c.lease_ends_at: LEASE_END,
-            runs.c.fence: runs.c.fence + 1,
-            runs.c.num_attempts: runs.c.num_attempts + 1,
-            runs.c.started_at: sa.func.coalesce(runs.c.started_at, now()),
-            **ONE_MORE_EVENT,
-        }
+
+def _claim_by(*order: sa.ColumnElement[Any]) -> ReturningUpdate[Any]:
+    # A table of its own, since PostgreSQL may carry out a subquery several times and lock other runs each time.
+    first = (
+        sa.select(runs.c.number)
+        .where(IS_QUEUED)
+        .order_by(*order, runs.c.created_at, runs.c.number)
+        .limit(sa.bindparam("num_runs"))
+        .with_for_update(skip_locked=True)
+        .cte("first")
     )
-    .returning(*WRITTEN)
-)
+    figures = {
+        runs.c.status: RunStatus.RUNNING,
+        runs.c.lease_ends_at: LEASE_END,
+        runs.c.fence: runs.c.fence + 1,
+        runs.c.num_attempts: runs.c.num_attempts + 1,
+        runs.c.started_at: sa.func.coalesce(runs.c.started_at, now()),
+        **ONE_MORE_EVENT,
+    }
+    return sa.update(runs).where(runs.c.number.in_(sa.select(first.c.number))).values(figures).returning(*WRITTEN)
+
+
+CLAIM_OLDEST = _claim_by()
+# This sorts the whole queue instead of following an index: it is as long as the door allows, and no longer.
+CLAIM_UNCROWDED = _claim_by(sa.func.coalesce(runs.c.key_id, "").in_(sa.bindparam("crowded", expanding=True)))
+
 REPORT = sa.update(runs).where(AS_KNOWN).returning(runs.c.is_cancel_requested)
 REPORT_AND_RENEW = REPORT.values(lease_ends_at=LEASE_END)
 HEAR_WORKER = sa.update(placements).where(placements.c.worker_id == sa.bindparam("this_worker")).values(heard_at=now())
@@ -99,9 +102,15 @@ IMAGES_OF = (
 )
 
 
-def claim(connection: Connection, worker_id: str, *, limit: int, lease_seconds: float) -> list[Claim]:
-    wanted = {"num_runs": limit, "lease_seconds": lease_seconds, "worker_id": worker_id}
-    claimed = sorted(connection.execute(CLAIM, wanted), key=lambda row: (row.created_at, row.number))
+def claim(
+    connection: Connection, worker_id: str, *, limit: int, lease_seconds: float, crowded: Sequence[str]
+) -> list[Claim]:
+    wanted: dict[str, object] = {"num_runs": limit, "lease_seconds": lease_seconds, "worker_id": worker_id}
+    if crowded:
+        claimed = connection.execute(CLAIM_UNCROWDED, wanted | {"crowded": crowded}).all()
+    else:
+        claimed = connection.execute(CLAIM_OLDEST, wanted).all()
+    claimed = sorted(claimed, key=lambda row: (row.created_at, row.number))
     for row in claimed:
         events.append(connection, row, RunEventKind.STARTED, at=row.written_at)
     drawn = images_of(connection, [row.id for row in claimed if row.fence > 1])

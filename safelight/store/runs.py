@@ -85,9 +85,16 @@ class Runs:
         """How much waits, and for how long judging by the last runs. One transaction."""
         return await self._database.read(_backlog)
 
-    async def claim(self, worker_id: str, *, limit: int, lease_seconds: float) -> list[Claim]:
-        """Take the runs that have waited longest, at most `limit`, each with a higher fence. One transaction."""
-        claimed = await self._database.write(claims.claim, worker_id, limit=limit, lease_seconds=lease_seconds)
+    async def claim(
+        self, worker_id: str, *, limit: int, lease_seconds: float, crowded: Sequence[str] = ()
+    ) -> list[Claim]:
+        """Take the runs that have waited longest, at most `limit`, each with a higher fence. One transaction.
+
+        Those of the API keys in `crowded` (`""`: of none) come after all others.
+        """
+        claimed = await self._database.write(
+            claims.claim, worker_id, limit=limit, lease_seconds=lease_seconds, crowded=tuple(crowded)
+        )
         self._hint_runs([claim.run.id for claim in claimed])
         return claimed
 

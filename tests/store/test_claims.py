@@ -21,6 +21,21 @@ async def test_the_oldest_queued_run_is_claimed_first(store: Store) -> None:
     assert await store.runs.claim("a", limit=3, lease_seconds=60) == []
 
 
+async def test_runs_of_a_crowded_key_are_claimed_after_all_others(store: Store) -> None:
+    queued = {key_id: [(await submit(store, key_id=key_id)).id for _ in range(2)] for key_id in ("a", None, "b")}
+
+    async def claimed(*crowded: str) -> str:
+        [claim] = await store.runs.claim("w", limit=1, lease_seconds=60, crowded=crowded)
+        return claim.run.id
+
+    assert await claimed("a") == queued[None][0], "the oldest of another key"
+    assert await claimed("a", "") == queued["b"][0]
+    assert await claimed("a", "b", "") == queued["a"][0], "all are crowded: the oldest"
+    assert await claimed("b", "") == queued["a"][1]
+    assert await claimed("") == queued["b"][1]
+    assert await claimed("", "a") == queued[None][1], "nobody else is left"
+
+
 async def test_a_claim_raises_fence_and_attempts_and_keeps_the_first_start(store: Store) -> None:
     run = await submit(store)
     first = await claim_one(store, lease_seconds=-1)
