@@ -11,12 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from safelight.version import __version__
 from safelight.api.auth import KeyRing
 from safelight.api.dashboard import Desk, dashboard_router
 from safelight.api.errors import answer_error, answer_framework_error, answer_validation_error
-from safelight.api.middleware import AccessLog, ErrorBorder, HostGuard, QuotaHeaders, SafeHeaders
 from safelight.api.metering import Meter
+from safelight.api.middleware import AccessLog, ErrorBorder, HostGuard, QuotaHeaders, SafeHeaders
 from safelight.api.openapi import complete_document
 from safelight.api.routes.predict import add_predict_routes
 from safelight.api.routes.runs import add_runs_routes
@@ -24,6 +23,7 @@ from safelight.api.routes.server import add_server_routes
 from safelight.api.service import Service
 from safelight.config import ServerSettings
 from safelight.errors import SafelightError
+from safelight.version import __version__
 
 Lifespan = Callable[[], AbstractAsyncContextManager[None]]
 

@@ -32,8 +32,10 @@ class StoredImage(NamedTuple):
 class ImageFolder:
     """A folder of pictures: `<run_id[:2]>/<run_id>/<index>-<fence>.<format>`. The disk work is done off the event loop."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, thumbnails: Path | None = None) -> None:
+        """`thumbnails` is where small versions may lie, under the same names but their endings; they go with their pictures."""
         self._folder = folder
+        self._thumbnails = thumbnails
         self._lasting_shelves: set[str] = set()
 
     async def write(self, run_id: str, index: int, fence: int, output_format: OutputFormat, data: bytes) -> StoredImage:
@@ -98,9 +100,10 @@ class ImageFolder:
             self._lasting_shelves.add(folder.parent.name)
 
     def _remove(self, files: list[Path]) -> None:
-        for file in files:
+        small = [] if self._thumbnails is None else [thumbnail_of(self._name(file), self._thumbnails) for file in files]
+        for file in (*files, *small):
             file.unlink(missing_ok=True)
-        for folder in {file.parent for file in files}:
+        for folder in {file.parent for file in (*files, *small)}:
             with suppress(OSError):
                 folder.rmdir()
 
@@ -127,6 +130,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def thumbnail_of(path: str, folder: Path) -> Path:
+    """Where in `folder` the small version of the picture at `path` is, once somebody made one."""
+    return (folder / path).with_suffix(".webp")
 
 
 def _not_found() -> NotFound:

@@ -41,7 +41,7 @@ class Store:
         self._database = database
         self._secret = secret
         self.notifications = Notifications(wire)
-        self.images = ImageFolder(data / "images")
+        self.images = ImageFolder(data / "images", thumbnails=data / "thumbnails")
         self.checkpoints = CheckpointFolder(data / "checkpoints")
         self.runs = Runs(database, self.notifications, self.images)
         self.events = Events(database)

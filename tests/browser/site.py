@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx2
 from PIL import Image
 
 from safelight.api import Service, build_desk, create_app, make_server
@@ -64,9 +65,7 @@ class Worker:
             if done % 5 and done < total:
                 continue
             left = (total - done) * self.step_seconds
-            progress = Progress(
-                run_id=run.id, fence=claim.fence, steps_done=done, steps_total=total, eta_seconds=left
-            )
+            progress = Progress(run_id=run.id, fence=claim.fence, steps_done=done, steps_total=total, eta_seconds=left)
             pulse = await self.store.runs.pulse("test", [progress], lease_seconds=60, renew=True)
             if pulse.cancel_requested:
                 await self.store.runs.finish(claim, Outcome(status=RunStatus.CANCELLED, run_time_ms=1.0))
@@ -165,6 +164,12 @@ class Site:
     def call(self, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
         """Do something with the store, on the server's loop."""
         return asyncio.run_coroutine_threadsafe(work(self.store), self.loop).result(20)
+
+    def session(self) -> str:
+        """A cookie of an administrator, as signing in gives it."""
+        form, headers = {"key": self.key}, {"Origin": self.url}
+        answer = httpx2.post(f"{self.url}/dashboard/sign-in", data=form, headers=headers, trust_env=False, verify=False)
+        return answer.cookies["safelight"]
 
     def make_key(self, name: str, *scopes: Scope, project: str = "default") -> str:
         return self.call(lambda store: store.keys.create(name, project=project, scopes=frozenset(scopes)))[1]

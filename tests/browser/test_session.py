@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
 import time
 
 import httpx2
 import pytest
+from PIL import Image
 
 from safelight.keys import Scope
 
@@ -112,7 +114,13 @@ def test_signing_out_takes_the_cookie_away(signed_in: httpx2.Client) -> None:
 
 
 def test_after_signing_in_nobody_is_sent_to_another_site(site: Site) -> None:
-    for wanted in ("https://evil.example", "//evil.example", "/dashboard/../x", "/dashboard//evil.example", "javascript:1"):
+    for wanted in (
+        "https://evil.example",
+        "//evil.example",
+        "/dashboard/../x",
+        "/dashboard//evil.example",
+        "javascript:1",
+    ):
         with client_of(site, Origin=site.url) as client:
             answer = client.post(SIGN_IN, data={"key": site.key, "next": wanted})
             assert answer.headers["location"] == "/dashboard"
@@ -233,3 +241,17 @@ def _state(site: Site) -> tuple[object, ...]:
         )
 
     return site.call(look)
+
+
+def test_a_small_picture_is_made_once_and_goes_with_its_run(site: Site, signed_in: httpx2.Client) -> None:
+    run_id = site.drawn("small", width=512, height=256)
+    small = signed_in.get(f"/dashboard/runs/{run_id}/thumbnails/0")
+    assert small.headers["content-type"] == "image/webp"
+    assert Image.open(io.BytesIO(small.content)).size == (320, 160)
+    kept = list((site.data / "thumbnails").rglob(f"{run_id}/*.webp"))
+    assert len(kept) == 1
+    assert signed_in.get(f"/dashboard/runs/{run_id}/thumbnails/0").content == small.content
+    assert signed_in.get(f"/dashboard/runs/{run_id}/thumbnails/1").status_code == 404
+    site.call(lambda store: store.runs.delete(run_id))
+    assert not kept[0].exists()
+    assert signed_in.get(f"/dashboard/runs/{run_id}/thumbnails/0").status_code == 404

@@ -12,11 +12,11 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from safelight.version import __version__
 from safelight.api.dashboard import formats
 from safelight.api.dashboard.charts import bars
 from safelight.api.dashboard.sessions import Session
 from safelight.errors import FieldError, InvalidFields, SafelightError
+from safelight.version import __version__
 
 ASSET_TYPES: Mapping[str, str] = {
     ".css": "text/css; charset=utf-8",

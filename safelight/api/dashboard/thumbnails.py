@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safelight.errors import NotFound
 from safelight.runs import ImageRecord
+from safelight.store.images import thumbnail_of
 
 MAX_SIDE = 320
 MEDIA_TYPE = "image/webp"
@@ -20,7 +21,7 @@ _QUALITY = 82
 
 
 class Thumbnails:
-    """A folder of small pictures, named by what the large ones hold. It may be emptied at any time."""
+    """A folder of small pictures, which the store empties as the large ones go. Anybody else may empty it too."""
 
     def __init__(self, folder: Path, read_image: Callable[[ImageRecord], Awaitable[bytes]]) -> None:
         self._folder = folder
@@ -30,7 +31,7 @@ class Thumbnails:
 
     async def get(self, image: ImageRecord) -> bytes:
         """The small version of `image`. Raises NotFound when the large one is gone or no picture."""
-        path = self._folder / image.sha256[:2] / f"{image.sha256}.webp"
+        path = thumbnail_of(image.path, self._folder)
         kept = await asyncio.to_thread(_read, path)
         if kept is not None:
             return kept
