@@ -51,7 +51,7 @@ _FLAGS = {Spacing.KARRAS: "use_karras_sigmas", Spacing.EXPONENTIAL: "use_exponen
 def make_scheduler(sampler: SamplerName, config: Mapping[str, Any], spacing: Spacing) -> SchedulerMixin:
     """The scheduler of `sampler` over a pipeline's scheduler config."""
     kind, own = SCHEDULERS[sampler]
-    asked = {**config, **own}
+    asked = dict(own)
     if spacing in TIMESTEP_SPACINGS:
         asked["timestep_spacing"] = spacing.value
     elif spacing in _FLAGS:
@@ -59,7 +59,8 @@ def make_scheduler(sampler: SamplerName, config: Mapping[str, Any], spacing: Spa
     elif spacing is Spacing.SGM_UNIFORM:
         # The nearest it has; here it decides the deviation of the first latent only.
         asked["timestep_spacing"] = "trailing"
-    return kind.from_config(asked)
+    # As arguments: what a config names it may also mark as a default, to be dropped.
+    return kind.from_config(config, **asked)
 
 
 def lay_grid(scheduler: SchedulerMixin, sampler: SamplerName, num_steps: int, spacing: Spacing) -> None:

@@ -5,6 +5,7 @@ Sigma is the deviation of the noise in the coordinates x = x0 + sigma * n (Karra
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,9 +132,9 @@ def whole_timesteps(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -
 def distilled_timesteps(num_steps: int, schedule: NoiseSchedule, *, num_distilled: int) -> Floats:
     """Evenly among the `num_distilled` timesteps a student was trained on (Luo et al. 2023, arXiv 2310.04378)."""
     stride = schedule.num_train_steps // num_distilled
-    trained = np.arange(num_distilled, 0, -1) * stride - 1
-    picked = np.floor(np.linspace(0, num_distilled, num_steps, endpoint=False)).astype(int)
-    return trained[picked].astype(np.float64)
+    picked = np.floor(np.linspace(0, num_distilled, num_steps, endpoint=False))
+    timesteps: Floats = (num_distilled - picked) * stride - 1.0
+    return timesteps
 
 
 def _fractional_timesteps(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> Floats:
@@ -156,7 +157,7 @@ def _multistep_timesteps(num_steps: int, schedule: NoiseSchedule, spacing: Spaci
 def _between(largest: float, smallest: float, num_steps: int, spacing: Spacing) -> Floats:
     """Karras et al. 2022, equation 5; or evenly in log sigma."""
     if spacing is Spacing.EXPONENTIAL:
-        return np.exp(np.linspace(np.log(largest), np.log(smallest), num_steps))
+        return np.exp(np.linspace(math.log(largest), math.log(smallest), num_steps))
     ramp = np.linspace(largest ** (1.0 / _RHO), smallest ** (1.0 / _RHO), num_steps)
     sigmas: Floats = ramp**_RHO
     return sigmas
