@@ -30,7 +30,7 @@ from safelight.engine.tasks import Assignment, ModelSpec
 from safelight.errors import LostClaim, ModelError, SafelightError, Stopping, TryLater
 from safelight.pictures import PictureMetadata, encode_picture
 from safelight.runs import Claim, ImageRecord, Outcome, Progress, Run, RunError, RunStatus
-from safelight.store import Store
+from safelight.store import ANY_ATTEMPTS, Store
 
 log = logging.getLogger("safelight.worker")
 
@@ -134,12 +134,20 @@ class Worker:
                     await listener.wait(self._settings.poll_seconds)
 
     async def _claim(self) -> bool:
-        """Claim one run if the engine has room for it."""
-        if self._engine.num_free_images < 1:
+        """Claim one run if the engine has room for it.
+
+        A run on its last attempt is drawn alone: should it be what kills workers, it takes no other run with it.
+        """
+        if self._engine.num_free_images < 1 or any(self._is_last_attempt(held) for held in self._held.values()):
             return False
+        attempts_below = max(1, self._settings.max_attempts - 1) if self._held else ANY_ATTEMPTS
         try:
             claims = await self._store.runs.claim(
-                self._worker_id, limit=1, lease_seconds=self._settings.lease_seconds, crowded=self._crowded_keys()
+                self._worker_id,
+                limit=1,
+                lease_seconds=self._settings.lease_seconds,
+                crowded=self._crowded_keys(),
+                attempts_below=attempts_below,
             )
         except TryLater as error:
             # What runs goes on: the database may be back before a lease is over.
@@ -151,6 +159,9 @@ class Worker:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
         return bool(claims)
+
+    def _is_last_attempt(self, held: _Held) -> bool:
+        return held.claim.run.num_attempts >= max(2, self._settings.max_attempts)
 
     def _crowded_keys(self) -> list[str]:
         """API keys with their share of the engine's room, counting one more key that may come.

@@ -3,7 +3,16 @@
 from safelight.store.deployments import DeploymentTable
 from safelight.store.images import ImageFolder, StoredImage
 from safelight.store.notifications import Listener, Notifications
-from safelight.store.runs import Backlog
+from safelight.store.runs import ANY_ATTEMPTS, Backlog
 from safelight.store.store import Store
 
-__all__ = ["Backlog", "DeploymentTable", "ImageFolder", "Listener", "Notifications", "Store", "StoredImage"]
+__all__ = [
+    "ANY_ATTEMPTS",
+    "Backlog",
+    "DeploymentTable",
+    "ImageFolder",
+    "Listener",
+    "Notifications",
+    "Store",
+    "StoredImage",
+]

@@ -66,7 +66,9 @@ def _claim_by(*order: sa.ColumnElement[Any]) -> ReturningUpdate[Any]:
         runs.c.started_at: sa.func.coalesce(runs.c.started_at, now()),
         **ONE_MORE_EVENT,
     }
-    return sa.update(runs).where(runs.c.number.in_(sa.select(first.c.number))).values(figures).returning(*WRITTEN)
+    is_first = runs.c.number.in_(sa.select(first.c.number))
+    is_fresh = runs.c.num_attempts < sa.bindparam("attempts_below")
+    return sa.update(runs).where(is_first, is_fresh).values(figures).returning(*WRITTEN)
 
 
 CLAIM_OLDEST = _claim_by()
@@ -103,9 +105,20 @@ IMAGES_OF = (
 
 
 def claim(
-    connection: Connection, worker_id: str, *, limit: int, lease_seconds: float, crowded: Sequence[str]
+    connection: Connection,
+    worker_id: str,
+    *,
+    limit: int,
+    lease_seconds: float,
+    crowded: Sequence[str],
+    attempts_below: int,
 ) -> list[Claim]:
-    wanted: dict[str, object] = {"num_runs": limit, "lease_seconds": lease_seconds, "worker_id": worker_id}
+    wanted: dict[str, object] = {
+        "num_runs": limit,
+        "lease_seconds": lease_seconds,
+        "worker_id": worker_id,
+        "attempts_below": attempts_below,
+    }
     if crowded:
         claimed = connection.execute(CLAIM_UNCROWDED, wanted | {"crowded": crowded}).all()
     else:

@@ -34,6 +34,7 @@ from safelight.store.schema import HAS_ENDED, IS_QUEUED, IS_RUNNING, deliveries,
 NUM_RECENT_RUNS = 20
 PRUNE_BATCH = 200
 MAX_NUMBER = 2**63
+ANY_ATTEMPTS = 2**31 - 1
 ROOM_SHARE = 0.1
 """A caller that was refused comes back when this share of the queue should be gone."""
 
@@ -86,14 +87,26 @@ class Runs:
         return await self._database.read(_backlog)
 
     async def claim(
-        self, worker_id: str, *, limit: int, lease_seconds: float, crowded: Sequence[str] = ()
+        self,
+        worker_id: str,
+        *,
+        limit: int,
+        lease_seconds: float,
+        crowded: Sequence[str] = (),
+        attempts_below: int = ANY_ATTEMPTS,
     ) -> list[Claim]:
         """Take the runs that have waited longest, at most `limit`, each with a higher fence. One transaction.
 
-        Those of the API keys in `crowded` (`""`: of none) come after all others.
+        Those of the API keys in `crowded` (`""`: of none) come after all others. Of these first ones, those with
+        `attempts_below` or more stay where they are, and nobody overtakes them.
         """
         claimed = await self._database.write(
-            claims.claim, worker_id, limit=limit, lease_seconds=lease_seconds, crowded=tuple(crowded)
+            claims.claim,
+            worker_id,
+            limit=limit,
+            lease_seconds=lease_seconds,
+            crowded=tuple(crowded),
+            attempts_below=attempts_below,
         )
         self._hint_runs([claim.run.id for claim in claimed])
         return claimed

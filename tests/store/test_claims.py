@@ -211,3 +211,16 @@ async def test_cancelling_a_queued_run_ends_it_and_an_ended_run_stays(store: Sto
     assert len(await store.deliveries.list(run_id=run.id)) == 1
     ended = await end_one(store)
     assert await store.runs.cancel(ended.id) == ended
+
+
+async def test_a_run_with_too_many_attempts_stays_first_in_the_queue(store: Store) -> None:
+    suspect = await submit(store)
+    for _ in range(2):
+        await claim_one(store, lease_seconds=-1)
+        await store.runs.requeue_lost(max_attempts=3)
+    fresh = await submit(store)
+    assert await store.runs.claim("busy", limit=1, lease_seconds=60, attempts_below=2) == []
+    [claim] = await store.runs.claim("idle", limit=1, lease_seconds=60)
+    assert (claim.run.id, claim.run.num_attempts) == (suspect.id, 3)
+    [claim] = await store.runs.claim("busy", limit=1, lease_seconds=60, attempts_below=2)
+    assert claim.run.id == fresh.id
