@@ -13,7 +13,7 @@ export PYTHON PIP_FLAGS
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check clean
+.PHONY: help demo serve test fuzz check clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -26,6 +26,9 @@ serve: .venv/installed ## set up and serve pinhole in the foreground
 
 test: .venv/installed-dev ## set up and run every test
 	@$(BIN)/python -m pytest $(ARGS)
+
+fuzz: .venv/installed-dev ## some thousand made-up requests at a real door: no server errors, no undocumented answers
+	@$(BIN)/python -m tests.fuzz.fuzzing $(ARGS)
 
 check: .venv/installed-dev ## formatting, lint, types, floors of imports, lengths
 	@$(BIN)/ruff format --check .
