@@ -100,9 +100,11 @@ def draw(page: Page, prompt: str) -> None:
 
 
 def keep(png: bytes, path: Path) -> None:
-    """Write a picture with no more colours than it needs."""
-    few = Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG)
-    few.save(path, optimize=True)
+    """Write a picture as small as it gets; with fewer colours only where it would be too large."""
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture.save(path, optimize=True)
+    if path.stat().st_size > MAX_BYTES:
+        picture.quantize(256).save(path, optimize=True)
     if path.stat().st_size > MAX_BYTES:
         print(f"{path.name} is {path.stat().st_size // 1000} kB", file=sys.stderr)
 

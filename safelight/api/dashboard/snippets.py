@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from safelight.deployments import Defaults
-from safelight.runs import RunParams
+from safelight.runs import RunParams, Spacing
 
 EXAMPLE_PROMPT = "a photo of an astronaut riding a horse on mars."
 
@@ -51,7 +51,8 @@ def body_of(params: RunParams, defaults: Defaults | None = None, *, seed: int | 
     body: dict[str, object] = {"prompt": params.prompt}
     for name in Defaults.__dataclass_fields__:
         value = getattr(params, name)
-        if defaults is None or value != getattr(defaults, name):
+        # What is automatic anyway need not be asked for.
+        if value != Spacing.AUTOMATIC and (defaults is None or value != getattr(defaults, name)):
             body[name] = value.value if isinstance(value, StrEnum) else value
     if seed is not None:
         body |= {"seed": seed}

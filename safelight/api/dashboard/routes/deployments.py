@@ -17,7 +17,7 @@ from safelight.api.dashboard.snippets import EXAMPLE_PROMPT, predict_snippets
 from safelight.api.errors import status_of
 from safelight.deployments import Defaults, Deployment, Limits
 from safelight.errors import InvalidFields, InvalidRequest, NotFound, SafelightError
-from safelight.runs import OutputFormat, SamplerName
+from safelight.runs import OutputFormat, SamplerName, Spacing
 
 NUM_DAYS = 30
 
@@ -104,6 +104,7 @@ async def _page(
         snippets=predict_snippets(address, {"prompt": EXAMPLE_PROMPT}),
         values=_values(shown) | (typed or {}),
         samplers=list(SamplerName),
+        spacings=list(Spacing),
         formats=list(OutputFormat),
     )
 

@@ -14,13 +14,13 @@ from safelight.api.dialects import native
 from safelight.api.errors import status_of
 from safelight.deployments import Deployment, DeploymentStatus
 from safelight.errors import NotFound, SafelightError
-from safelight.runs import OutputFormat, Run, SamplerName
+from safelight.runs import OutputFormat, Run, SamplerName, Spacing
 from safelight.store.search import RunSearch
 
 NUM_REMEMBERED = 12
 FIELDS = frozenset(
     {"prompt", "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "seed", "sampler"}
-    | {"num_images_per_prompt", "output_format", "webhook_endpoint"}
+    | {"num_images_per_prompt", "output_format", "spacing", "webhook_endpoint"}
 )
 
 
@@ -79,6 +79,7 @@ async def _page(
         values=values,
         history=mine,
         samplers=list(SamplerName),
+        spacings=list(Spacing),
         formats=list(OutputFormat),
     )
 
