@@ -1,5 +1,6 @@
 """From checkpoints to the folder that ships: diffusers' layout, half precision."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -47,6 +48,11 @@ def export(folder: Path, target: Path = SHIPPED) -> None:
     assemble(folder).to(torch.float16).save_pretrained(target, safe_serialization=True)
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(folder / "tokenizer" / name, target / "tokenizer" / name)
+    config = target / "tokenizer" / "tokenizer_config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    # How it was loaded here is nobody's business there.
+    kept = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
+    config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     for path in target.rglob("*"):
         # The libraries write some files for their owner alone; a package is read by everybody.
         path.chmod(0o755 if path.is_dir() else 0o644)

@@ -24,7 +24,7 @@ class Request:
 
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
-    pipeline = StableDiffusionPipeline.from_pretrained(str(folder))
+    pipeline = StableDiffusionPipeline.from_pretrained(str(folder), torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -25,7 +25,7 @@ Mix = dict[Size, tuple[float, int]]
 PICTURE_MIX: Mix = {(256, 256): (0.35, 4), (384, 384): (0.1, 2), (512, 512): (0.25, 1), (512, 768): (0.25, 1), (768, 512): (0.05, 1)}
 """Width and height: share of the steps, pictures in a step. About as many pixels in every step."""
 
-WHOLE_SHARE = 0.3
+WHOLE_SHARE = 0.5
 """Of the decoder's steps, how many draw the picture at its full size."""
 
 LATENT_MIX: Mix = {(256, 256): (0.22, 96), (384, 384): (0.13, 56), (512, 512): (0.3, 32), (512, 768): (0.3, 24), (768, 512): (0.05, 24)}
