@@ -12,7 +12,7 @@ from safelight.api.errors import STATUSES
 from safelight.api.sse import EVENT_STREAM
 from safelight.api.views import DeploymentList, RunPage, RunView, UsageReport
 from safelight.envelope import ACCEPTED_MESSAGE, SUCCESS_MESSAGE
-from safelight.runs import MAX_SEED, OutputFormat, SamplerName, Spacing
+from safelight.runs import MAX_SEED, OutputFormat, RunEventKind, SamplerName, Spacing
 
 SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer <key>`"},
@@ -245,11 +245,21 @@ CANCEL_RUN = _route({200: _json(RunView, "The run as it is now.")}, 401, 403, 40
 DELETE_RUN = _route({204: {"description": "It is gone."}}, 401, 403, 404, 409, 503, 507)
 DELETE_RUN["status_code"] = 204
 
+_EVENT = {
+    "type": "object",
+    "description": "One event of the stream.",
+    "properties": {
+        "event": {"type": "string", "enum": [kind.value for kind in RunEventKind]},
+        "id": {"type": "string", "pattern": "^[0-9]+$"},
+        "data": {"type": "string", "contentMediaType": JSON},
+    },
+}
+
 FOLLOW_RUN = _route(
     {
         200: {
             "description": "Events to the end of the run: `event` is the kind, `id` the sequence, `data` a JSON object.",
-            "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
+            "content": {EVENT_STREAM: {"schema": _EVENT}},
         },
         204: {"description": "The run has ended, and `Last-Event-ID` was its last event."},
     },
