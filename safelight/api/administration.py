@@ -14,7 +14,7 @@ from safelight.api.service import Service
 from safelight.catalog import CATALOG, CatalogEntry, check_model
 from safelight.deployments import Defaults, Deployment, check_name
 from safelight.errors import Conflict, FieldError, InvalidFields, ModelError
-from safelight.keys import Key, Scope
+from safelight.keys import Allowance, Key, Scope
 from safelight.runs import Delivery, DeliveryStatus, Run, RunEvent, RunParams
 from safelight.store import Store
 from safelight.store.figures import DAY_SECONDS, Activity, Endpoint, Placement
@@ -205,10 +205,16 @@ class Administration:
         return await self._store.figures.runs_by_key(seconds=DAY_SECONDS)
 
     async def create_key(
-        self, name: str, *, project: str, scopes: frozenset[Scope], expires_at: float | None
+        self, name: str, *, project: str, scopes: frozenset[Scope], expires_at: float | None, allowance: Allowance
     ) -> tuple[Key, str]:
         """A new key and its secret. Raises InvalidFields, Conflict."""
-        return await self._store.keys.create(name, project=project, scopes=scopes, expires_at=expires_at)
+        return await self._store.keys.create(
+            name, project=project, scopes=scopes, expires_at=expires_at, allowance=allowance
+        )
+
+    async def allow(self, key_id: str, allowance: Allowance) -> Key:
+        """What a key may use from now on. Raises NotFound, InvalidFields."""
+        return await self._store.keys.allow(key_id, allowance)
 
     async def rotate_key(self, key_id: str, *, overlap_seconds: float) -> tuple[Key, str]:
         """A new secret for what a key stands for; the old one ends after the overlap. Raises NotFound, Conflict."""

@@ -119,6 +119,18 @@ def test_a_rotated_key_leaves_its_owner_signed_in(open_page: Open, site: Site) -
     expect(page.get_by_role("heading", name="Home")).to_be_visible()
 
 
+def test_a_key_is_given_limits(open_page: Open, site: Site) -> None:
+    site.make_key("limited", Scope.PREDICT)
+    page = open_page("/dashboard/keys")
+    row = page.locator("tr", has_text="limited")
+    row.get_by_text("Limits", exact=True).click()
+    row.get_by_label("Pictures per day").fill("25")
+    row.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("status")).to_contain_text("limits")
+    [key] = [each for each in site.call(lambda store: store.keys.list()) if each.name == "limited"]
+    assert key.allowance.images_per_day == 25
+
+
 def test_a_picture_is_drawn_with_live_progress(open_page: Open, site: Site) -> None:
     page = open_page("/dashboard/playground")
     draw(page, "a lighthouse", steps=60, pictures=2)

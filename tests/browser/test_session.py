@@ -148,6 +148,7 @@ WRITES = (
     ("/dashboard/deployments/pinhole/undeploy", {}),
     ("/dashboard/deployments/pinhole/settings", {"width": "64"}),
     ("/dashboard/deployments/pinhole/activate", {"version": "1"}),
+    ("/dashboard/keys/{key}/limits", {"images_per_day": "1"}),
     ("/dashboard/keys/{key}/revoke", {}),
     ("/dashboard/keys/{key}/rotate", {}),
     ("/dashboard/runs/{run}/cancel", {}),

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from safelight.api.params import shorten
 from safelight.deployments import Defaults, Limits
 from safelight.errors import BodyTooLarge, FieldError, InvalidFields, ReceiveTimeout, UnsupportedMediaType
+from safelight.keys import Allowance
 
 MAX_FORM_BYTES = 256 * 1024
 """Two prompts at their limit, every character four bytes of UTF-8, percent-encoded."""
@@ -88,6 +89,23 @@ def changed(current: F, form: Form) -> F:
     if wrong:
         raise InvalidFields(wrong)
     return replace(current, **values)
+
+
+def read_allowance(form: Form) -> Allowance:
+    """What a key may use, as the form says; an empty field is no limit. Raises InvalidFields."""
+    values: dict[str, Any] = {}
+    wrong: list[FieldError] = []
+    for each in fields(Allowance):
+        word = form.word(each.name)
+        if not word:
+            continue
+        try:
+            values[each.name] = _value(float if each.name == "weight" else int, word)
+        except ValueError as error:
+            wrong.append(FieldError(each.name, str(error)))
+    if wrong:
+        raise InvalidFields(wrong)
+    return Allowance(**values)
 
 
 def _value(kind: type, text: str) -> object:

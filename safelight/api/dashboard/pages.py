@@ -34,6 +34,7 @@ NOTES: Mapping[str, str] = {
     "deleted": "The run and its pictures are gone.",
     "replayed": "Started again with the same seeds.",
     "revoked": "The key is refused within seconds.",
+    "allowed": "The key has these limits from its next request on.",
     "resent": "The delivery is due now.",
     "signed-out": "You are signed out.",
 }

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from safelight.api.dashboard.desk import SIGN_IN, Desk, DeskOf, FormOf, SessionOf, go, show
+from safelight.api.dashboard.forms import read_allowance
 from safelight.api.dashboard.sessions import Session
 from safelight.api.dashboard.snippets import EXAMPLE_PROMPT, curl
 from safelight.api.errors import status_of
@@ -24,6 +25,7 @@ OVERLAPS = {"0": 0.0, "1": 3600.0, "24": 86400.0, "168": 7 * 86400.0}
 def add_routes(router: APIRouter) -> None:
     router.add_api_route("/keys", keys, methods=["GET"])
     router.add_api_route("/keys", create, methods=["POST"])
+    router.add_api_route("/keys/{key_id}/limits", allow, methods=["POST"])
     router.add_api_route("/keys/{key_id}/rotate", rotate, methods=["POST"])
     router.add_api_route("/keys/{key_id}/revoke", revoke, methods=["POST"])
 
@@ -41,10 +43,20 @@ async def create(request: Request, desk: DeskOf, session: SessionOf, form: FormO
             project=_project(form.word("project")),
             scopes=frozenset(Scope(scope) for scope in form.all("scope") if scope in set(Scope)),
             expires_at=_end(form.word("days")),
+            allowance=read_allowance(form),
         )
     except (InvalidFields, Conflict) as error:
         return await _page(request, desk, session, error=error, name=form.word("name"))
     return await _page(request, desk, session, made=made, secret=secret)
+
+
+async def allow(request: Request, desk: DeskOf, session: SessionOf, form: FormOf, key_id: str) -> Response:
+    """Other limits for a key."""
+    try:
+        await desk.administration.allow(key_id, read_allowance(form))
+    except InvalidFields as error:
+        return await _page(request, desk, session, error=error)
+    return go("/dashboard/keys", note="allowed")
 
 
 async def rotate(request: Request, desk: DeskOf, session: SessionOf, form: FormOf, key_id: str) -> Response:
