@@ -13,7 +13,7 @@ export PYTHON PIP_FLAGS
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test fuzz check clean
+.PHONY: help demo serve test faults fuzz check clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -29,6 +29,9 @@ test: .venv/installed-dev ## set up and run every test
 
 fuzz: .venv/installed-dev ## some thousand made-up requests at a real door: no server errors, no undocumented answers
 	@$(BIN)/python -m tests.fuzz.fuzzing $(ARGS)
+
+faults: .venv/installed-dev ## kill, stop, starve a working server at full size; the table goes to docs/promises.md
+	@$(BIN)/python -m tests.faults --write docs/promises.md $(ARGS)
 
 check: .venv/installed-dev ## formatting, lint, types, floors of imports, lengths
 	@$(BIN)/ruff format --check .

@@ -29,7 +29,7 @@ from safelight.errors import ConfigError, SafelightError, StorageFull, TryLater
 from safelight.store.hint_channel import HintChannel
 from safelight.store.hint_sockets import HintSockets
 from safelight.store.notifications import Wire
-from safelight.store.writer import CommitInDoubt, Writer
+from safelight.store.writer import CommitInDoubt, Writer, WriterClosed
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -320,7 +320,7 @@ def translated() -> Iterator[None]:
     """Turns the database's "busy", "full" and "gone" into TryLater and StorageFull."""
     try:
         yield
-    except CommitInDoubt as error:
+    except (CommitInDoubt, WriterClosed) as error:
         raise _unreachable() from error
     except DBAPIError as error:
         known = _explain(error)

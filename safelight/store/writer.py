@@ -26,6 +26,10 @@ class CommitInDoubt(Exception):
     """The connection was lost in the middle of a commit: nobody can tell whether it happened."""
 
 
+class WriterClosed(Exception):
+    """The store was closed before this was asked of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Write:
     work: Callable[[Connection], Any]
@@ -49,17 +53,22 @@ class Writer:
         self._take_turn = take_turn
         self._is_passing = is_passing
         self._waiting: SimpleQueue[_Write | None] = SimpleQueue()
+        self._is_closed = False
         self._thread = Thread(target=self._serve, name="store-write", daemon=True)
         self._thread.start()
 
     def submit(self, work: Callable[[Connection], T]) -> Future[T]:
         """Put `work` in the queue. It may run again, undone each time but the last. Cancelling works until it is begun."""
         write = _Write(work)
-        self._waiting.put(write)
+        if self._is_closed:
+            write.future.set_exception(WriterClosed())
+        else:
+            self._waiting.put(write)
         return cast("Future[T]", write.future)
 
     def close(self, timeout_seconds: float) -> None:
         """Do what waits, then end the thread."""
+        self._is_closed = True
         self._waiting.put(None)
         self._thread.join(timeout_seconds)
 

@@ -11,12 +11,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from safelight.errors import ConfigError, NotFound
+from safelight.errors import ConfigError, NotFound, TryLater
 from safelight.store import Store
 from safelight.store import runs as runs_module
 from safelight.store.database import now
 
-from .making import HOOK, new_run, submit
+from .making import HOOK, Place, new_run, submit
 
 
 async def test_the_clock_is_the_databases_and_to_the_millisecond(store: Store) -> None:
@@ -73,3 +73,11 @@ async def test_a_database_this_version_cannot_use_is_refused(tmp_path: Path, url
 async def test_the_data_folder_is_nobody_elses(tmp_path: Path) -> None:
     async with await Store.open(tmp_path / "deep" / "data"):
         assert (tmp_path / "deep" / "data").stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_closed_store_refuses_at_once(place: Place) -> None:
+    async with await place.open() as store:
+        pass
+    async with asyncio.timeout(2):
+        with pytest.raises(TryLater):
+            await submit(store)
