@@ -46,10 +46,28 @@ check_disk() {
     stop "only $((free_kb / 1000)) MB are free in $PWD, and the packages need about $((min_free_kb / 1000)) MB; make room, or clone to another disk"
 }
 
+# The tests run over PostgreSQL as well, and skip that half where there is no server to start.
+find_postgres() {
+  if command -v postgres >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
+    return 0
+  fi
+  if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+    echo "installing PostgreSQL for the tests" >&2
+    mkdir -p /etc/postgresql-common
+    # Only the programs: the tests make a server of their own, and none is to run beside it.
+    [ -e /etc/postgresql-common/createcluster.conf ] || echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
+    if { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql; } >/dev/null 2>&1; then
+      return 0
+    fi
+  fi
+  echo "no PostgreSQL server was found, so its tests are skipped; install one: apt-get install postgresql" >&2
+}
+
 is_usable .venv/bin/python || { check_disk; make_venv; }
 compgen -G '.venv/lib/python3*/site-packages/torch' >/dev/null || check_disk
 echo "installing into .venv (minutes the first time, seconds after that)" >&2
 # shellcheck disable=SC2086 # PIP_FLAGS is a list of words
 .venv/bin/python -m pip install --quiet --disable-pip-version-check ${PIP_FLAGS:-} -c constraints.txt -e ".$extras" ||
   stop "the packages could not be installed; pip says why above. Without a network, give pip a folder of wheels: make PIP_FLAGS='--no-index --find-links DIR'. If /tmp is full: TMPDIR=/other/folder make"
+[ "$extras" = "[dev]" ] && find_postgres
 touch "$stamp"
