@@ -349,11 +349,7 @@ class Worker:
         if claim.fence == 1:
             return None
         data = await self._store.checkpoints.newest(claim.run.id)
-        checkpoint = None if data is None else await asyncio.to_thread(unpack, data)
-        if checkpoint is not None:
-            cursors = [image.cursor for image in checkpoint.images]
-            log.info("goes on from a checkpoint", extra={"run_id": claim.run.id, "steps": cursors})
-        return checkpoint
+        return None if data is None else await asyncio.to_thread(unpack, data)
 
     def _save(self, held: _Held, checkpoint: Checkpoint) -> None:
         """Write it beside the drawing. While one is being written the next is let go: a newer one comes soon."""
