@@ -104,7 +104,7 @@ def keep(png: bytes, path: Path) -> None:
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     picture.save(path, optimize=True)
     if path.stat().st_size > MAX_BYTES:
-        picture.quantize(256).save(path, optimize=True)
+        picture.quantize(256, kmeans=2).save(path, optimize=True)
     if path.stat().st_size > MAX_BYTES:
         print(f"{path.name} is {path.stat().st_size // 1000} kB", file=sys.stderr)
 

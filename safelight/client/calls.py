@@ -19,7 +19,6 @@ from urllib.parse import quote
 
 import httpx2
 
-from safelight.version import __version__
 from safelight.client.answers import (
     Result,
     RunRecord,
@@ -33,6 +32,7 @@ from safelight.client.answers import (
 from safelight.client.errors import error_from, unreachable
 from safelight.client.feed import EventFeed
 from safelight.errors import ConfigError, FieldError, InvalidFields, TryLater, WaitTimeout
+from safelight.version import __version__
 
 T = TypeVar("T")
 

@@ -12,12 +12,12 @@ from functools import partial
 
 import httpcore2
 
-from safelight.version import __version__
 from safelight.config import WebhookSettings
 from safelight.envelope import failure_body, success_body
 from safelight.errors import NotFound
 from safelight.runs import Delivery, DeliveryAttempt, Run, RunStatus
 from safelight.store import Store
+from safelight.version import __version__
 from safelight.webhooks.exchange import Answer, Poster
 from safelight.webhooks.lanes import Lanes
 from safelight.webhooks.signing import sign

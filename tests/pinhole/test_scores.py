@@ -17,6 +17,8 @@ FLOORS = {"setting": 0.9, "colour": 0.8, "shape": 0.6, "thing": 0.5, "count": 0.
 def test_the_weights_still_draw_what_is_asked() -> None:
     torch.set_num_threads(2)
     questions = draw_questions({"shape": 6, "thing": 6, "count": 6})
-    pictures = generate(load_pipeline(SHIPPED), [q.prompt for q in questions], [q.seed for q in questions], Request(384, 384, 15))
+    pictures = generate(
+        load_pipeline(SHIPPED), [q.prompt for q in questions], [q.seed for q in questions], Request(384, 384, 15)
+    )
     for measure, (share, count) in score(questions, [read(picture) for picture in pictures]).items():
         assert share >= FLOORS[measure] - 2 / count, measure

@@ -24,8 +24,13 @@ def train(folder: Path, *, killed_at: int | None = None) -> nn.Module:
     average = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
     average.load_state_dict(model.state_dict())
     trainer = Trainer(
-        "tiny", {"model": model}, make_optimizers({"model": model}, muon_rate=0.02, adam_rate=1e-3), folder=folder,
-        budget=Budget(steps=20), averaged={"model.average": average}, checkpoint_seconds=0,
+        "tiny",
+        {"model": model},
+        make_optimizers({"model": model}, muon_rate=0.02, adam_rate=1e-3),
+        folder=folder,
+        budget=Budget(steps=20),
+        averaged={"model.average": average},
+        checkpoint_seconds=0,
     )
     trainer.resume()
 

@@ -25,8 +25,15 @@ def pipeline() -> Iterator[StableDiffusionPipeline]:
 
 def draw(pipeline: StableDiffusionPipeline, prompts: list[str], *, side: int = 256, steps: int = 15) -> np.ndarray:
     generators = [torch.Generator().manual_seed(k) for k in range(len(prompts))]
-    drawn = pipeline(prompts, width=side, height=side, num_inference_steps=steps, guidance_scale=5.0, generator=generators,
-                     output_type="np")
+    drawn = pipeline(
+        prompts,
+        width=side,
+        height=side,
+        num_inference_steps=steps,
+        guidance_scale=5.0,
+        generator=generators,
+        output_type="np",
+    )
     return drawn.images
 
 

@@ -30,10 +30,17 @@ STAGES: dict[str, tuple[float, Callable[[Path, Budget], object]]] = {
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.pinhole", description=__doc__)
-    parser.add_argument("--hours", type=float, default=2.0, help="for everything, or for the one stage named by --stage")
+    parser.add_argument(
+        "--hours", type=float, default=2.0, help="for everything, or for the one stage named by --stage"
+    )
     parser.add_argument("--stage", choices=STAGES, help="this stage only; those before it must have run")
-    parser.add_argument("--from", dest="start", choices=("scratch", "shipped"), default="scratch",
-                        help="where to start when there is no checkpoint: nothing, or the weights in the package")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        choices=("scratch", "shipped"),
+        default="scratch",
+        help="where to start when there is no checkpoint: nothing, or the weights in the package",
+    )
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2))
     parser.add_argument("--work", type=Path, default=WORK, help="where checkpoints are kept")
     parser.add_argument("--export", action="store_true", help="only write the newest checkpoints into the package")

@@ -39,9 +39,17 @@ def make_autoencoder() -> AutoencoderKL:
     is missing. Started from noise instead, both halves spend their first thousand steps colour-blind.
     """
     vae = AutoencoderKL(
-        in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 6, up_block_types=("UpDecoderBlock2D",) * 6,
-        block_out_channels=(8, 16, 48, 96, 128, 192), layers_per_block=1, latent_channels=LATENT_CHANNELS, norm_num_groups=2,
-        mid_block_add_attention=False, sample_size=512, scaling_factor=SCALING_FACTOR,
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 6,
+        up_block_types=("UpDecoderBlock2D",) * 6,
+        block_out_channels=(8, 16, 48, 96, 128, 192),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+        sample_size=512,
+        scaling_factor=SCALING_FACTOR,
     )
     with torch.no_grad():
         # Children before parents: blocks have the last word on their own convolutions.
@@ -49,7 +57,7 @@ def make_autoencoder() -> AutoencoderKL:
             _start(module)
         for entrance in (vae.encoder.conv_in, vae.decoder.conv_in):
             nn.init.normal_(entrance.weight, std=0.3 * entrance.weight[0].numel() ** -0.5)
-            entrance.weight[:STEADY_CHANNEL + 1] = 0
+            entrance.weight[: STEADY_CHANNEL + 1] = 0
             entrance.weight[range(3), range(3), 1, 1] = 1
             entrance.bias[STEADY_CHANNEL] = STEADY_VALUE
         nn.init.dirac_(vae.post_quant_conv.weight)
@@ -80,7 +88,7 @@ def _start_exits(vae: AutoencoderKL) -> None:
     nn.init.constant_(norm.weight, 0.44 * STEADY_VALUE)
     nn.init.constant_(norm.bias, 2 + STEADY_VALUE / 4)
     conv.weight.mul_(0.1)
-    conv.weight[:, :STEADY_CHANNEL + 1] = 0
+    conv.weight[:, : STEADY_CHANNEL + 1] = 0
     conv.weight[range(3), range(3), 1, 1] = 0.92
     conv.bias.fill_(MIDDLE_COLOUR - 0.92 * 1.76)
     vae.quant_conv.weight[LATENT_CHANNELS:].zero_()

@@ -5,14 +5,37 @@ import numpy as np
 from training.pinhole.scenes import Family, Relation, Scene, Subject
 from training.pinhole.subjects import USUAL_COLOURS
 
-PREFIXES = ("a photo of", "a picture of", "a drawing of", "an illustration of", "a cartoon of", "an image of", "a painting of",
-            "photo of", "drawing of", "a photograph of", "a sketch of")
+PREFIXES = (
+    "a photo of",
+    "a picture of",
+    "a drawing of",
+    "an illustration of",
+    "a cartoon of",
+    "an image of",
+    "a painting of",
+    "photo of",
+    "drawing of",
+    "a photograph of",
+    "a sketch of",
+)
 
 NOUNS: dict[str, tuple[str, ...]] = {
-    "circle": ("circle", "disc", "ball"), "square": ("square", "box"), "triangle": ("triangle",), "star": ("star",),
-    "heart": ("heart",), "house": ("house", "home", "cottage"), "tree": ("tree", "oak"), "flower": ("flower", "blossom"),
-    "sun": ("sun",), "moon": ("moon", "crescent moon"), "mountain": ("mountain", "peak"), "boat": ("boat", "ship", "sailboat"),
-    "fish": ("fish",), "cat": ("cat", "kitten"), "horse": ("horse", "pony"), "astronaut": ("astronaut", "spaceman", "cosmonaut"),
+    "circle": ("circle", "disc", "ball"),
+    "square": ("square", "box"),
+    "triangle": ("triangle",),
+    "star": ("star",),
+    "heart": ("heart",),
+    "house": ("house", "home", "cottage"),
+    "tree": ("tree", "oak"),
+    "flower": ("flower", "blossom"),
+    "sun": ("sun",),
+    "moon": ("moon", "crescent moon"),
+    "mountain": ("mountain", "peak"),
+    "boat": ("boat", "ship", "sailboat"),
+    "fish": ("fish",),
+    "cat": ("cat", "kitten"),
+    "horse": ("horse", "pony"),
+    "astronaut": ("astronaut", "spaceman", "cosmonaut"),
     "rocket": ("rocket", "spaceship"),
 }
 """Every subject's names, the plainest first."""
@@ -28,7 +51,15 @@ PLACE_PHRASES: dict[str, tuple[str, ...]] = {
     "snow": ("in the snow", "in winter", "on snow"),
     "space": ("in space", "in outer space"),
 }
-PLACE_TAGS = {"mars": "mars", "sea": "sea", "meadow": "meadow", "night": "night", "desert": "desert", "snow": "snow", "space": "space"}
+PLACE_TAGS = {
+    "mars": "mars",
+    "sea": "sea",
+    "meadow": "meadow",
+    "night": "night",
+    "desert": "desert",
+    "snow": "snow",
+    "space": "space",
+}
 
 RELATIONS: dict[Relation, tuple[str, ...]] = {
     Relation.NEXT_TO: ("next to", "beside", "and", "near"),
@@ -41,8 +72,24 @@ RELATIONS: dict[Relation, tuple[str, ...]] = {
 }
 
 NUMBERS = {2: ("two", "2", "a pair of"), 3: ("three", "3"), 4: ("four", "4")}
-FILLERS = ("highly detailed", "4k", "masterpiece", "beautiful", "trending", "best quality", "cinematic light", "in the style of a master",
-           "flat colours", "minimalist", "simple", "cute", "for children", "digital art", "with soft shadows", "very nice")
+FILLERS = (
+    "highly detailed",
+    "4k",
+    "masterpiece",
+    "beautiful",
+    "trending",
+    "best quality",
+    "cinematic light",
+    "in the style of a master",
+    "flat colours",
+    "minimalist",
+    "simple",
+    "cute",
+    "for children",
+    "digital art",
+    "with soft shadows",
+    "very nice",
+)
 
 
 class _Chance:

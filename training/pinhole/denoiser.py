@@ -22,8 +22,14 @@ CAPTION_DROPOUT = 0.1
 def make_denoiser() -> UNet2DConditionModel:
     """No attention at the highest resolution: there it costs most and binds least."""
     unet = UNet2DConditionModel(
-        sample_size=16, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, block_out_channels=(96, 160, 176),
-        layers_per_block=1, cross_attention_dim=WIDTH, attention_head_dim=8, norm_num_groups=16,
+        sample_size=16,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(96, 160, 176),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=8,
+        norm_num_groups=16,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     )
@@ -59,7 +65,12 @@ def draw_tokens(random: np.random.Generator, tokenizer: CLIPTokenizer, scenes: l
 
 
 def denoiser_loss(
-    unet: UNet2DConditionModel, text_encoder: CLIPTextModel, latents: Tensor, tokens: Tensor, timesteps: Tensor, shares: Tensor
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    latents: Tensor,
+    tokens: Tensor,
+    timesteps: Tensor,
+    shares: Tensor,
 ) -> tuple[Tensor, dict[str, float]]:
     """Mean squared error of v; latents are scaled to about unit spread."""
     alpha = shares[timesteps].sqrt()[:, None, None, None]
@@ -72,4 +83,8 @@ def denoiser_loss(
     error = (predicted - (alpha * noise - sigma * latents)).square().mean((1, 2, 3))
     is_late = timesteps >= NUM_TIMESTEPS // 2
     loss = error.mean()
-    return loss, {"v": loss.item(), "v noisy half": error[is_late].mean().item(), "v clear half": error[~is_late].mean().item()}
+    return loss, {
+        "v": loss.item(),
+        "v noisy half": error[is_late].mean().item(),
+        "v clear half": error[~is_late].mean().item(),
+    }

@@ -73,8 +73,10 @@ class Canvas:
     def draw(self, parts: Sequence[Part], box: Box) -> None:
         """All outlines first, then all fills, so that a subject has one contour around its parts."""
         width = max(2, round(2 * STROKE_OF_SHORT_SIDE * self.short_side * SUPERSAMPLING))
-        placed = [[((box.x + x * box.half) * SUPERSAMPLING, (box.y + y * box.half) * SUPERSAMPLING)
-                   for x, y in part.points] for part in parts]
+        placed = [
+            [((box.x + x * box.half) * SUPERSAMPLING, (box.y + y * box.half) * SUPERSAMPLING) for x, y in part.points]
+            for part in parts
+        ]
         for part, points in zip(parts, placed, strict=True):
             if part.is_outlined:
                 self._draw.line([*points, points[0], points[1]], fill=OUTLINE, width=width, joint="curve")

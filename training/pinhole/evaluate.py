@@ -29,10 +29,22 @@ IMAGES = Path(__file__).parents[2] / "docs" / "images"
 REPORT = Path(__file__).parent / "EVALUATION.md"
 
 SHEET_PROMPTS = (
-    "an astronaut riding a horse on mars", "a red house in the snow", "a cat next to a flower in a meadow", "a rocket in space",
-    "a boat at sea", "three yellow stars at night", "a purple heart", "a cat riding a fish at sea",
-    "a blue square left of an orange circle", "a tree in the desert", "a mountain in the snow", "a white horse in a meadow",
-    "the moon above a house at night", "four pink hearts on a blue background", "a green fish", "a black cat on a red square",
+    "an astronaut riding a horse on mars",
+    "a red house in the snow",
+    "a cat next to a flower in a meadow",
+    "a rocket in space",
+    "a boat at sea",
+    "three yellow stars at night",
+    "a purple heart",
+    "a cat riding a fish at sea",
+    "a blue square left of an orange circle",
+    "a tree in the desert",
+    "a mountain in the snow",
+    "a white horse in a meadow",
+    "the moon above a house at night",
+    "four pink hearts on a blue background",
+    "a green fish",
+    "a black cat on a red square",
 )
 
 
@@ -77,16 +89,22 @@ def measure_guidance(pipeline: StableDiffusionPipeline, questions: Sequence[Ques
 
 def measure_negatives(pipeline: StableDiffusionPipeline, count: int) -> dict[str, tuple[float, float]]:
     """How often something is seen without, and with, its name as the negative prompt."""
+
     def share(prompt: str, negative: str, is_seen: str) -> float:
         pictures = generate(pipeline, [prompt] * count, range(count), Request(negative_prompt=negative))
         readings = [read(picture) for picture in pictures]
-        seen = [reading.setting == is_seen or any(item.colour == is_seen for item in reading.items) for reading in readings]
+        seen = [
+            reading.setting == is_seen or any(item.colour == is_seen for item in reading.items) for reading in readings
+        ]
         return float(np.mean(seen))
 
     return {
         "“a circle”, negative “red”": (share("a circle", "", "red"), share("a circle", "red", "red")),
         "“a landscape”, negative “snow”": (share("a landscape", "", "snow"), share("a landscape", "snow", "snow")),
-        "“a horse”, negative “plain background”": (share("a horse", "", "plain"), share("a horse", "plain background", "plain")),
+        "“a horse”, negative “plain background”": (
+            share("a horse", "", "plain"),
+            share("a horse", "plain background", "plain"),
+        ),
     }
 
 
@@ -122,7 +140,9 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     each = chosen.each
-    questions = draw_questions({"shape": each, "thing": each, "pair": each, "count": each}) + riding_questions(each // 2)
+    questions = draw_questions({"shape": each, "thing": each, "pair": each, "count": each}) + riding_questions(
+        each // 2
+    )
     try:
         ceiling, control = check_judge(questions, 512, 512)
     except JudgeError as error:
@@ -132,12 +152,22 @@ def main(arguments: list[str] | None = None) -> int:
     draw_sheets(pipeline)
     found = score(questions, [read(picture) for picture in ask(pipeline, questions, Request())])
     print(found, flush=True)
-    some = questions[::max(1, len(questions) // 18)]
-    write_report(REPORT, Report(
-        date=datetime.date.today(), machine=chosen.machine, samples=chosen.samples, scores=found, ceiling=ceiling, control=control,
-        sizes=measure_sizes(pipeline, some), guidance=measure_guidance(pipeline, some),
-        negatives=measure_negatives(pipeline, 10), seconds=measure_seconds(pipeline),
-    ))
+    some = questions[:: max(1, len(questions) // 18)]
+    write_report(
+        REPORT,
+        Report(
+            date=datetime.date.today(),
+            machine=chosen.machine,
+            samples=chosen.samples,
+            scores=found,
+            ceiling=ceiling,
+            control=control,
+            sizes=measure_sizes(pipeline, some),
+            guidance=measure_guidance(pipeline, some),
+            negatives=measure_negatives(pipeline, 10),
+            seconds=measure_seconds(pipeline),
+        ),
+    )
     return 0
 
 

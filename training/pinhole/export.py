@@ -20,8 +20,13 @@ SHIPPED = Path(__file__).parents[2] / "safelight" / "pinhole"
 
 def make_scheduler() -> EulerDiscreteScheduler:
     return EulerDiscreteScheduler(
-        num_train_timesteps=NUM_TIMESTEPS, beta_start=BETA_START, beta_end=BETA_END, beta_schedule="scaled_linear",
-        prediction_type="v_prediction", timestep_spacing="linspace", steps_offset=1,
+        num_train_timesteps=NUM_TIMESTEPS,
+        beta_start=BETA_START,
+        beta_end=BETA_END,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="linspace",
+        steps_offset=1,
     )
 
 
@@ -38,8 +43,14 @@ def assemble(folder: Path) -> StableDiffusionPipeline:
     if (folder / "encoder.pt").exists():
         load_modules(folder / "encoder.pt", {"encoder": vae.encoder, "quant": vae.quant_conv})
     return StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=make_scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 

@@ -29,5 +29,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except (OSError, RuntimeError) as error:
         beside.unlink(missing_ok=True)
         if is_disk_full(error):
-            raise DiskFullError(f"no room left for {path.name}: free some space and start again, nothing is lost") from error
+            raise DiskFullError(
+                f"no room left for {path.name}: free some space and start again, nothing is lost"
+            ) from error
         raise

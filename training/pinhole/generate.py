@@ -36,12 +36,18 @@ def generate(
     """uint8 [H, W, 3] for every prompt, with the seed at the same place."""
     pictures: list[np.ndarray] = []
     for first in range(0, len(prompts), BATCH_SIZE):
-        batch = list(prompts[first:first + BATCH_SIZE])
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds[first:first + BATCH_SIZE]]
+        batch = list(prompts[first : first + BATCH_SIZE])
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[first : first + BATCH_SIZE]]
         with torch.autocast(pipeline.device.type, torch.bfloat16):
             drawn = pipeline(
-                batch, negative_prompt=[request.negative_prompt] * len(batch), width=request.width, height=request.height,
-                num_inference_steps=request.num_steps, guidance_scale=request.guidance, generator=generators, output_type="np",
+                batch,
+                negative_prompt=[request.negative_prompt] * len(batch),
+                width=request.width,
+                height=request.height,
+                num_inference_steps=request.num_steps,
+                guidance_scale=request.guidance,
+                generator=generators,
+                output_type="np",
             )
         pictures.extend((drawn.images * 255).round().astype(np.uint8))
     return pictures

@@ -86,7 +86,9 @@ def nearest_setting(picture: np.ndarray) -> tuple[str, np.ndarray]:
 def _foreground(picture: np.ndarray, empty: np.ndarray) -> np.ndarray:
     """Bool [H, W]: what is not setting, with holes filled and specks removed."""
     differs = np.pad(_distance(picture, empty) > FOREGROUND_DISTANCE, 2)
-    closed = ndimage.binary_erosion(ndimage.binary_fill_holes(ndimage.binary_dilation(differs, iterations=2)), iterations=2)
+    closed = ndimage.binary_erosion(
+        ndimage.binary_fill_holes(ndimage.binary_dilation(differs, iterations=2)), iterations=2
+    )
     return ndimage.binary_opening(closed[2:-2, 2:-2], iterations=2)
 
 

@@ -51,14 +51,16 @@ def _picture_channels(scene: Scene, width: int, height: int) -> np.ndarray:
     small = _mean_over(pixels, CELL // 4)
     a, b, c, d = small[0::2, 0::2], small[0::2, 1::2], small[1::2, 0::2], small[1::2, 1::2]
     details = [a - b + c - d, a + b - c - d, a - b - c + d]
-    return np.concatenate([(a + b + c + d) / 4 - MIDDLE_COLOUR, *(DETAIL_GAIN * detail / 4 for detail in details)], axis=-1)
+    return np.concatenate(
+        [(a + b + c + d) / 4 - MIDDLE_COLOUR, *(DETAIL_GAIN * detail / 4 for detail in details)], axis=-1
+    )
 
 
 def _label_channels(scene: Scene, width: int, height: int) -> np.ndarray:
     placed, codes = lay_out(scene, width, height), subject_codes()
     owner = cover(placed, width, height, scale=LABEL_SCALE)
     labels = np.zeros((*owner.shape, 8), np.float32)
-    ys, xs = np.mgrid[:owner.shape[0], :owner.shape[1]] * LABEL_SCALE + LABEL_SCALE / 2
+    ys, xs = np.mgrid[: owner.shape[0], : owner.shape[1]] * LABEL_SCALE + LABEL_SCALE / 2
     for k, one in enumerate(placed, start=1):
         is_here = owner == k
         labels[is_here, :6] = codes[one.subject.name]
@@ -110,4 +112,7 @@ class LatentStore:
     def draw(self, random: np.random.Generator, count: int) -> tuple[np.ndarray, list[Scene]]:
         """float16 [count, 20, h, w] as made, and the scenes they show."""
         places = [divmod(int(k), SHARD_SCENES) for k in random.integers(len(self), size=count)]
-        return (np.stack([self._latents[shard][k] for shard, k in places]), [self._scenes[shard][k] for shard, k in places])
+        return (
+            np.stack([self._latents[shard][k] for shard, k in places]),
+            [self._scenes[shard][k] for shard, k in places],
+        )

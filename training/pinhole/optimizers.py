@@ -49,7 +49,11 @@ def is_hidden(name: str, param: Tensor) -> bool:
 
 
 def make_optimizers(
-    modules: Mapping[str, nn.Module], *, muon_rate: float, adam_rate: float, kernel_rate: float | None = None,
+    modules: Mapping[str, nn.Module],
+    *,
+    muon_rate: float,
+    adam_rate: float,
+    kernel_rate: float | None = None,
     weight_decay: float = 0.01,
 ) -> list[torch.optim.Optimizer]:
     """One Muon for what is hidden, one AdamW for everything else, kernels at a rate of their own if one is given.

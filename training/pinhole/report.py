@@ -5,8 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GOALS: dict[str, tuple[str, str]] = {
-    "setting": ("90 %", "98 %"), "colour": ("80 %", "97 %"), "shape": ("60 %", "95 %"), "thing": ("50 %", "90 %"),
-    "both colours": ("60 %", "95 %"), "relation": ("40 %", "90 %"), "riding": ("", ""), "count": ("70 %", "90 %"),
+    "setting": ("90 %", "98 %"),
+    "colour": ("80 %", "97 %"),
+    "shape": ("60 %", "95 %"),
+    "thing": ("50 %", "90 %"),
+    "both colours": ("60 %", "95 %"),
+    "relation": ("40 %", "90 %"),
+    "riding": ("", ""),
+    "count": ("70 %", "90 %"),
 }
 """What a first version must reach, and what we want."""
 
@@ -30,7 +36,9 @@ def _percent(share: float) -> str:
 
 
 def write_report(path: Path, report: Report) -> None:
-    path.write_text("\n".join([*_head(report), *_scores(report), *_sizes(report), *_effects(report)]) + "\n", encoding="utf-8")
+    path.write_text(
+        "\n".join([*_head(report), *_scores(report), *_sizes(report), *_effects(report)]) + "\n", encoding="utf-8"
+    )
 
 
 def _head(report: Report) -> list[str]:
@@ -58,8 +66,14 @@ def _scores(report: Report) -> list[str]:
 
 def _sizes(report: Report) -> list[str]:
     measures = list(report.scores)
-    rows = ["## Sizes", "", "A part of the same questions at every size.", "",
-            f"| size | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
+    rows = [
+        "## Sizes",
+        "",
+        "A part of the same questions at every size.",
+        "",
+        f"| size | {' | '.join(measures)} |",
+        "|---" * (len(measures) + 1) + "|",
+    ]
     for size, scores in report.sizes.items():
         shares = [_percent(scores[measure]) if measure in scores else "" for measure in measures]
         rows.append(f"| {size} | {' | '.join(shares)} |")
@@ -67,12 +81,31 @@ def _sizes(report: Report) -> list[str]:
 
 
 def _effects(report: Report) -> list[str]:
-    rows = ["## Guidance", "", "The share of all verdicts that are right, for a part of the questions.", "",
-            "| guidance | right |", "|---|---|"]
+    rows = [
+        "## Guidance",
+        "",
+        "The share of all verdicts that are right, for a part of the questions.",
+        "",
+        "| guidance | right |",
+        "|---|---|",
+    ]
     rows += [f"| {guidance:g} | {_percent(share)} |" for guidance, share in report.guidance.items()]
-    rows += ["", "## Negative prompts", "", "How often what the negative prompt names is seen, without it and with it.", "",
-             "| prompt | without | with |", "|---|---|---|"]
-    rows += [f"| {name} | {_percent(before)} | {_percent(after)} |" for name, (before, after) in report.negatives.items()]
-    rows += ["", "## Speed", "",
-             f"512 x 512, 50 steps, guidance 7.5, with plain diffusers on two threads: {report.seconds:.1f} s."]
+    rows += [
+        "",
+        "## Negative prompts",
+        "",
+        "How often what the negative prompt names is seen, without it and with it.",
+        "",
+        "| prompt | without | with |",
+        "|---|---|---|",
+    ]
+    rows += [
+        f"| {name} | {_percent(before)} | {_percent(after)} |" for name, (before, after) in report.negatives.items()
+    ]
+    rows += [
+        "",
+        "## Speed",
+        "",
+        f"512 x 512, 50 steps, guidance 7.5, with plain diffusers on two threads: {report.seconds:.1f} s.",
+    ]
     return rows

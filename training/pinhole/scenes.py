@@ -257,8 +257,13 @@ def cover(placed: list[Placed], width: int, height: int, *, scale: int = 8) -> n
     draw = ImageDraw.Draw(image)
     for k, one in enumerate(placed, start=1):
         for part in one.parts:
-            draw.polygon([((one.box.x + x * one.box.half) / scale, (one.box.y + y * one.box.half) / scale)
-                          for x, y in part.points], fill=k)
+            draw.polygon(
+                [
+                    ((one.box.x + x * one.box.half) / scale, (one.box.y + y * one.box.half) / scale)
+                    for x, y in part.points
+                ],
+                fill=k,
+            )
     return np.asarray(image)
 
 

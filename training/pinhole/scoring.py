@@ -46,7 +46,11 @@ def draw_questions(counts: dict[str, int]) -> list[Question]:
 def riding_questions(count: int) -> list[Question]:
     """Riders on horses and fish; this family is no secret to the model, since the page's own prompt is one of it."""
     random = np.random.default_rng(SEED)
-    settings, riders, mounts = ("mars", "plain", "snow", "meadow"), ("astronaut", "cat"), (("horse", "brown"), ("fish", "orange"))
+    settings, riders, mounts = (
+        ("mars", "plain", "snow", "meadow"),
+        ("astronaut", "cat"),
+        (("horse", "brown"), ("fish", "orange")),
+    )
     questions = []
     for k in range(count):
         rider = riders[k % 2]
@@ -90,7 +94,7 @@ def _both_colours_are_right(scene: Scene, reading: Reading) -> bool:
     """The two largest things seen have the two colours asked for; what has one colour only is left out."""
     asked = sorted(subject.colour for subject in scene.subjects if subject.colour)
     seen = [item.colour for item in reading.items[:2] if item.colour]
-    return len(reading.items) >= 2 and sorted(seen)[:len(asked)] == asked
+    return len(reading.items) >= 2 and sorted(seen)[: len(asked)] == asked
 
 
 def judge_scene(scene: Scene, reading: Reading) -> dict[str, bool]:

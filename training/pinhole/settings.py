@@ -40,15 +40,25 @@ def mars(canvas: Canvas, jitter: float) -> None:
     horizon = horizon_of(canvas, jitter)
     _hills(canvas, horizon, [0.07, 0.13, 0.05, 0.03, 0.1, 0.16, 0.06], (186, 92, 62))
     _ground(canvas, horizon, (204, 84, 46))
-    craters = [(0.14, 0.76, 0.09, 0.028), (0.84, 0.7, 0.075, 0.024), (0.62, 0.93, 0.12, 0.035), (0.26, 0.95, 0.07, 0.022)]
+    craters = [
+        (0.14, 0.76, 0.09, 0.028),
+        (0.84, 0.7, 0.075, 0.024),
+        (0.62, 0.93, 0.12, 0.035),
+        (0.26, 0.95, 0.07, 0.022),
+    ]
     _discs(canvas, craters, (164, 60, 34))
 
 
 def sea(canvas: Canvas, jitter: float) -> None:
     horizon = horizon_of(canvas, jitter)
     _ground(canvas, horizon, (36, 132, 190))
-    waves = [(0.16, 0.72, 0.1, 0.012), (0.8, 0.69, 0.12, 0.012), (0.5, 0.94, 0.14, 0.014), (0.86, 0.86, 0.09, 0.012),
-             (0.12, 0.89, 0.11, 0.013)]
+    waves = [
+        (0.16, 0.72, 0.1, 0.012),
+        (0.8, 0.69, 0.12, 0.012),
+        (0.5, 0.94, 0.14, 0.014),
+        (0.86, 0.86, 0.09, 0.012),
+        (0.12, 0.89, 0.11, 0.013),
+    ]
     _discs(canvas, waves, (120, 190, 226))
 
 
@@ -56,7 +66,12 @@ def meadow(canvas: Canvas, jitter: float) -> None:
     horizon = horizon_of(canvas, jitter)
     _hills(canvas, horizon, [0.02, 0.06, 0.09, 0.07, 0.03, 0.02, 0.05, 0.08, 0.05], (112, 178, 92))
     _ground(canvas, horizon, (134, 200, 84))
-    blossoms = [(0.1, 0.74, 0.014, 0.014), (0.3, 0.93, 0.016, 0.016), (0.7, 0.95, 0.016, 0.016), (0.9, 0.8, 0.015, 0.015)]
+    blossoms = [
+        (0.1, 0.74, 0.014, 0.014),
+        (0.3, 0.93, 0.016, 0.016),
+        (0.7, 0.95, 0.016, 0.016),
+        (0.9, 0.8, 0.015, 0.015),
+    ]
     _discs(canvas, blossoms, (255, 240, 150))
 
 
@@ -97,9 +112,11 @@ PLACES: dict[str, tuple[RGB, Painting]] = {
 }
 """Settings by name: the colour of the sky, and what is painted on it."""
 
-PLAIN: dict[str, RGB] = {"plain": CREAM} | {
-    f"plain {name}": pastel(COLOURS[name]) for name in ("blue", "green", "yellow", "pink", "purple")
-} | {"plain grey": blend(CREAM, (120, 124, 136), 0.6)}
+PLAIN: dict[str, RGB] = (
+    {"plain": CREAM}
+    | {f"plain {name}": pastel(COLOURS[name]) for name in ("blue", "green", "yellow", "pink", "purple")}
+    | {"plain grey": blend(CREAM, (120, 124, 136), 0.6)}
+)
 """Backgrounds of one colour by name."""
 
 SETTINGS = (*PLAIN, *PLACES)

@@ -22,13 +22,25 @@ from training.pinhole.trainer import Budget, Step, Trainer, load_modules
 Size = tuple[int, int]
 Mix = dict[Size, tuple[float, int]]
 
-PICTURE_MIX: Mix = {(256, 256): (0.35, 4), (384, 384): (0.1, 2), (512, 512): (0.25, 1), (512, 768): (0.25, 1), (768, 512): (0.05, 1)}
+PICTURE_MIX: Mix = {
+    (256, 256): (0.35, 4),
+    (384, 384): (0.1, 2),
+    (512, 512): (0.25, 1),
+    (512, 768): (0.25, 1),
+    (768, 512): (0.05, 1),
+}
 """Width and height: share of the steps, pictures in a step. About as many pixels in every step."""
 
 WHOLE_SHARE = 0.5
 """Of the decoder's steps, how many draw the picture at its full size."""
 
-LATENT_MIX: Mix = {(256, 256): (0.22, 96), (384, 384): (0.13, 56), (512, 512): (0.3, 32), (512, 768): (0.3, 24), (768, 512): (0.05, 24)}
+LATENT_MIX: Mix = {
+    (256, 256): (0.22, 96),
+    (384, 384): (0.13, 56),
+    (512, 512): (0.3, 32),
+    (512, 768): (0.3, 24),
+    (768, 512): (0.05, 24),
+}
 
 SHARDS_PER_ROUND: dict[Size, int] = {(256, 256): 8, (384, 384): 3, (512, 512): 6, (512, 768): 6, (768, 512): 1}
 
@@ -48,7 +60,9 @@ def train_decoder(folder: Path, budget: Budget) -> AutoencoderKL:
     torch.manual_seed(1)
     device = pick_device()
     vae, preview = make_autoencoder().to(device), Preview().to(device)
-    trainer = _autoencoder_trainer("decoder", {"decoder": vae.decoder, "quant": vae.post_quant_conv, "preview": preview}, folder, budget)
+    trainer = _autoencoder_trainer(
+        "decoder", {"decoder": vae.decoder, "quant": vae.post_quant_conv, "preview": preview}, folder, budget
+    )
 
     def step(random: np.random.Generator) -> tuple[Tensor, int, dict[str, float]]:
         width, height = _choose_size(random, PICTURE_MIX)
@@ -121,8 +135,17 @@ def train_denoiser(folder: Path, budget: Budget) -> UNet2DConditionModel:
     unet, average = make_denoiser().to(device), make_denoiser().to(device)
     average.load_state_dict(unet.state_dict())
     optimizers = make_optimizers({"unet": unet}, muon_rate=0.015, adam_rate=1e-3)
-    trainer = Trainer("denoiser", {"unet": unet}, optimizers, folder=folder, budget=budget, seed=4,
-                      averaged={"unet.average": average}, average_decay=0.998, decay_from=0.45)
+    trainer = Trainer(
+        "denoiser",
+        {"unet": unet},
+        optimizers,
+        folder=folder,
+        budget=budget,
+        seed=4,
+        averaged={"unet.average": average},
+        average_decay=0.998,
+        decay_from=0.45,
+    )
     trainer.resume()
     stores = {size: LatentStore(folder / "latents", size) for size in LATENT_MIX}
 

@@ -155,8 +155,10 @@ def cat(colour: RGB) -> list[Part]:
 
 def horse(colour: RGB) -> list[Part]:
     mane = darken(colour, 0.45) if colour != COLOURS["black"] else GREY
-    legs = [limb((x, 0.25), (x + lean, 0.86), 0.095) for x, lean in
-            ((-0.42, -0.04), (-0.2, 0.04), (0.36, -0.04), (0.58, 0.04))]
+    legs = [
+        limb((x, 0.25), (x + lean, 0.86), 0.095)
+        for x, lean in ((-0.42, -0.04), (-0.2, 0.04), (0.36, -0.04), (0.58, 0.04))
+    ]
     eye = WHITE if colour == COLOURS["black"] else OUTLINE
     return [
         Part([(0.62, -0.08), (0.92, 0.02), (0.98, 0.52), (0.8, 0.48), (0.72, 0.2)], mane),
@@ -200,7 +202,15 @@ def seated_astronaut(colour: RGB) -> list[Part]:
 
 
 def rocket(colour: RGB) -> list[Part]:
-    hull: list[Point] = [(0, -0.98), (0.26, -0.6), (0.34, -0.1), (0.28, 0.5), (-0.28, 0.5), (-0.34, -0.1), (-0.26, -0.6)]
+    hull: list[Point] = [
+        (0, -0.98),
+        (0.26, -0.6),
+        (0.34, -0.1),
+        (0.28, 0.5),
+        (-0.28, 0.5),
+        (-0.34, -0.1),
+        (-0.26, -0.6),
+    ]
     nose: list[Point] = [(0, -0.98), (0.26, -0.6), (-0.26, -0.6)]
     trim = COLOURS["red"] if colour != COLOURS["red"] else COLOURS["blue"]
     return [
@@ -215,8 +225,18 @@ def rocket(colour: RGB) -> list[Part]:
 
 SHAPES: dict[str, Drawing] = {"circle": circle, "square": square, "triangle": triangle, "star": star, "heart": heart}
 THINGS: dict[str, Drawing] = {
-    "house": house, "tree": tree, "flower": flower, "sun": sun, "moon": moon, "mountain": mountain,
-    "boat": boat, "fish": fish, "cat": cat, "horse": horse, "astronaut": astronaut, "rocket": rocket,
+    "house": house,
+    "tree": tree,
+    "flower": flower,
+    "sun": sun,
+    "moon": moon,
+    "mountain": mountain,
+    "boat": boat,
+    "fish": fish,
+    "cat": cat,
+    "horse": horse,
+    "astronaut": astronaut,
+    "rocket": rocket,
 }
 SUBJECTS: dict[str, Drawing] = SHAPES | THINGS
 """Every subject by name."""
@@ -225,7 +245,13 @@ OWN_COLOURS: dict[str, RGB] = {"sun": YELLOW, "moon": MOONLIGHT, "mountain": GRE
 """Things that have one colour only."""
 
 USUAL_COLOURS: dict[str, str] = {
-    "house": "red", "tree": "green", "flower": "pink", "boat": "red", "fish": "orange",
-    "cat": "orange", "horse": "brown", "rocket": "white",
+    "house": "red",
+    "tree": "green",
+    "flower": "pink",
+    "boat": "red",
+    "fish": "orange",
+    "cat": "orange",
+    "horse": "brown",
+    "rocket": "white",
 }
 """What colour a thing has when nobody says."""

@@ -27,9 +27,17 @@ COLOUR_NAMES = ("its own", *COLOURS)
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=4 * WIDTH, projection_dim=WIDTH, num_hidden_layers=4,
-        num_attention_heads=6, max_position_embeddings=MAX_TOKENS, hidden_act="gelu", bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        max_position_embeddings=MAX_TOKENS,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     return CLIPTextModel(config)
 
@@ -40,7 +48,9 @@ class LayoutReader(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.cell_embedding = nn.Parameter(0.02 * torch.randn(GRID * GRID, WIDTH))
-        layer = nn.TransformerDecoderLayer(WIDTH, 6, 2 * WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+        layer = nn.TransformerDecoderLayer(
+            WIDTH, 6, 2 * WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
         self.layers = nn.TransformerDecoder(layer, 2, norm=nn.LayerNorm(WIDTH))
         self.subject = nn.Linear(WIDTH, len(SUBJECTS) + 1)
         self.colour = nn.Linear(WIDTH, len(COLOUR_NAMES))
@@ -77,8 +87,12 @@ def draw_batch(random: np.random.Generator, tokenizer: CLIPTokenizer, count: int
     tokens = tokenize(tokenizer, [draw_caption(scene, random) for scene in scenes])
     subjects, colours = zip(*map(_targets, scenes), strict=True)
     settings = [SETTINGS.index(scene.setting) for scene in scenes]
-    return Batch(torch.from_numpy(tokens), torch.from_numpy(np.stack(subjects)), torch.from_numpy(np.stack(colours)),
-                 torch.tensor(settings))
+    return Batch(
+        torch.from_numpy(tokens),
+        torch.from_numpy(np.stack(subjects)),
+        torch.from_numpy(np.stack(colours)),
+        torch.tensor(settings),
+    )
 
 
 def text_loss(encoder: CLIPTextModel, reader: LayoutReader, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -89,5 +103,10 @@ def text_loss(encoder: CLIPTextModel, reader: LayoutReader, batch: Batch) -> tup
     set_in = F.cross_entropy(setting.float(), batch.setting)
     is_covered = batch.subject > 0
     right = (subject.argmax(-1) == batch.subject)[is_covered].float().mean()
-    news = {"named": named.item(), "coloured": coloured.item(), "setting": set_in.item(), "subjects right": right.item()}
+    news = {
+        "named": named.item(),
+        "coloured": coloured.item(),
+        "setting": set_in.item(),
+        "subjects right": right.item(),
+    }
     return named + 0.5 * coloured + 0.3 * set_in, news

@@ -61,9 +61,18 @@ class Trainer:
     """One stage's modules and optimisers, trained step by step and checkpointed in one file."""
 
     def __init__(
-        self, name: str, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer], *,
-        folder: Path, budget: Budget, seed: int = 0, averaged: dict[str, nn.Module] | None = None,
-        average_decay: float = 0.999, decay_from: float = 0.5, checkpoint_seconds: float = 120,
+        self,
+        name: str,
+        modules: dict[str, nn.Module],
+        optimizers: list[torch.optim.Optimizer],
+        *,
+        folder: Path,
+        budget: Budget,
+        seed: int = 0,
+        averaged: dict[str, nn.Module] | None = None,
+        average_decay: float = 0.999,
+        decay_from: float = 0.5,
+        checkpoint_seconds: float = 120,
     ) -> None:
         self.name, self.modules, self.optimizers, self.budget = name, modules, optimizers, budget
         self.path, self.seed, self.clock = folder / f"{name}.pt", seed, Clock()
@@ -93,11 +102,14 @@ class Trainer:
             self.clock = saved["clock"]
 
     def checkpoint(self) -> None:
-        save_atomically({
-            "modules": {name: module.state_dict() for name, module in (self.modules | self.averaged).items()},
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "clock": self.clock,
-        }, self.path)
+        save_atomically(
+            {
+                "modules": {name: module.state_dict() for name, module in (self.modules | self.averaged).items()},
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "clock": self.clock,
+            },
+            self.path,
+        )
 
     def run(self, step: Step, *, on_checkpoint: Callable[[], None] = lambda: None) -> None:
         """Until the budget is spent; leaves a checkpoint behind."""
