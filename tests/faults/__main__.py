@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -21,8 +20,10 @@ from benchmarks.machine import describe
 from tests.postgres import MEMORY, MISSING, find_programs, running
 
 from .away import NO_MOUNT, database_gone, full_disk
+from .disk import NO_STRACE, can_record
 from .figures import Figure
 from .kills import kill_loop
+from .power import power_cuts
 from .stops import Hanging, poison, sigterm
 from .walks import walk_both
 
@@ -31,6 +32,7 @@ NUM_CLIENTS, NUM_KEYS = 64, 200
 NUM_TERMS = 100
 NUM_WALKS, NUM_STEPS = 2_000, 50
 GONE_SECONDS = 60.0
+NUM_CUTS, NUM_CUT_RUNS = 1_000, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ def experiments(size: Size) -> Iterator[Callable[[Path], list[Figure]]]:
     yield lambda folder: [poison(folder, num_runs=8, model=Hanging)]
     yield lambda folder: [sigterm(folder, num_times=size.of(NUM_TERMS, 4))]
     yield lambda folder: [full_disk(folder, num_rounds=size.of(5)) or _left_out("6", "full disk", NO_MOUNT)]
+    yield lambda folder: [_power(folder, num_cuts=size.of(NUM_CUTS, 20))]
     yield from _on_postgresql(size, kills)
 
 
@@ -76,6 +79,12 @@ def _on_postgresql(size: Size, kills: dict[str, int]) -> Iterator[Callable[[Path
     yield lambda folder: [walk_both(folder, num_walks=size.of(NUM_WALKS), num_steps=NUM_STEPS)]
 
 
+def _power(folder: Path, *, num_cuts: int) -> Figure:
+    if not can_record():
+        return _left_out("3", "power cuts", NO_STRACE)
+    return power_cuts(folder, num_cuts=num_cuts, num_runs=NUM_CUT_RUNS)
+
+
 def _left_out(promise: str, what: str, why: str) -> Figure:
     return Figure(promise, what, "not done", [why])
 
@@ -93,7 +102,6 @@ def carry_out(size: Size, say: Callable[[str], None]) -> list[Figure]:
 
 def as_markdown(figures: list[Figure], size: Size, seconds: float) -> str:
     rows = [f"| {figure.promise} | {figure.done} | {figure.figure} | {figure.verdict} |" for figure in figures]
-    when = datetime.now(UTC).date()
     return "\n".join(
         [
             "# What the server promises under faults",
@@ -101,13 +109,14 @@ def as_markdown(figures: list[Figure], size: Size, seconds: float) -> str:
             "Written by `make faults`: real processes of the server over FakeModel, killed, stopped, stalled and starved.",
             "A row says which promise, what was done, what came of it, and whether the promise was kept.",
             "",
-            f"{when}, {describe()}; {size.share:.0%} of the full size, in {seconds / 60:.0f} minutes.",
+            f"{describe()}; {size.share:.0%} of the full size, in {seconds / 60:.0f} minutes.",
             "",
             "| promise | what was done | figure | verdict |",
             "|---|---|---|---|",
             *rows,
             "",
             "1 an accepted run is never lost and has one result; 2 every end is told at least once, with the same bytes;",
+            "3 what was answered survives power loss;",
             "5 one Idempotency-Key makes one run; 6 a full disk or an absent database never corrupts and never lies;",
             "7 a run that kills its worker ends as failed and nobody else notices; 8 SIGTERM is clean; 13 the store obeys its",
             "state machine on both databases.",

@@ -11,8 +11,10 @@ import pytest
 from tests.postgres import MEMORY, MISSING, find_programs, running
 
 from .away import NO_MOUNT, database_gone, full_disk
+from .disk import NO_STRACE, can_record
 from .figures import Figure
 from .kills import kill_loop
+from .power import power_cuts
 from .stops import Hanging, poison, sigterm
 
 SMALL_KILLS = {"num_runs": 40, "num_kills": 5, "num_clients": 6, "num_keys": 4}
@@ -57,6 +59,12 @@ def test_a_full_disk_is_said_and_nothing_is_lost(folder: Path) -> None:
     if figure is None:
         pytest.skip(NO_MOUNT)
     assert_kept(figure)
+
+
+def test_what_was_answered_survives_power_cuts(folder: Path) -> None:
+    if not can_record():
+        pytest.skip(NO_STRACE)
+    assert_kept(power_cuts(folder, num_cuts=30, num_runs=9))
 
 
 @needs_postgres

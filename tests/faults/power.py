@@ -1,0 +1,122 @@
+"""Promise 3: what was answered survives power loss. `python -m tests.faults.power FOLDER ANSWERS RUNS` is what is cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import sqlite3
+import sys
+import uuid
+from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from safelight.errors import SafelightError
+from safelight.keys import Scope
+from safelight.runs import ImageRecord, NewRun, Outcome, OutputFormat, RunParams, RunStatus
+from safelight.store import Store
+
+from .disk import Disk, read_log, record
+from .figures import Figure
+
+NUM_LANES = 3
+DONE = Outcome(status=RunStatus.SUCCEEDED, run_time_ms=1.0)
+
+
+def power_cuts(folder: Path, *, num_cuts: int, num_runs: int) -> Figure:
+    """Record a store at work, then cut its power at `num_cuts` moments."""
+    data, log, answers = folder / "data", folder / "calls", folder / "answers"
+    record([sys.executable, "-m", "tests.faults.power", str(data), str(answers), str(num_runs)], log)
+    calls = list(read_log(log))
+    rng = random.Random(7)
+    moments = sorted(rng.choices(range(len(calls)), k=num_cuts))
+    disk, answered, faults = Disk(data), list[list[str]](), list[str]()
+    for number, call in enumerate(calls):
+        disk.take(call)
+        if call.paths == (str(answers),) and call.name == "write":
+            answered.append(call.data.decode().split())
+        while moments and moments[0] == number:
+            moments.pop(0)
+            left = folder / "left"
+            disk.cut(rng, left)
+            faults += asyncio.run(_look(left, answered))
+            _remove(left)
+    figure = f"{num_cuts} cuts in {len(calls)} calls, {len(answered)} answers: {len(faults)} lost, corrupt or short"
+    return Figure("3", f"simulated power cuts on SQLite {sqlite3.sqlite_version} and the pictures", figure, faults)
+
+
+async def _look(left: Path, answered: list[list[str]]) -> list[str]:
+    """What is wrong with what is left."""
+    try:
+        async with await Store.open(left) as store:
+            with sqlite3.connect(left / "safelight.db") as database:
+                [(verdict,)] = database.execute("PRAGMA integrity_check")
+            faults = [] if verdict == "ok" else [f"corrupt: {verdict}"]
+            for what, name, *more in answered:
+                if what == "key":
+                    await store.keys.authenticate(name)
+                    continue
+                run = await store.runs.get(name)
+                if what == "ended" and run.status is not RunStatus.SUCCEEDED:
+                    faults.append(f"{name} is {run.status.value} again")
+                for image in run.images:
+                    if hashlib.sha256(await store.images.read(image.path)).hexdigest() != image.sha256:
+                        faults.append(f"{name} has a short picture")
+                if what == "ended" and [image.sha256 for image in run.images] != more:
+                    faults.append(f"{name} has no picture")
+            return faults
+    except (SafelightError, SQLAlchemyError, sqlite3.Error) as error:
+        return [f"{type(error).__name__}: {error}"]
+
+
+def _remove(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()
+
+
+async def work(data: Path, answers: Path, num_runs: int) -> None:
+    """A store as a server uses it; each line of `answers` is something that a caller was told."""
+    told = os.open(answers, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def tell(*words: str) -> None:
+        os.write(told, " ".join(words).encode())
+
+    async with await Store.open(data) as store:
+        _, secret = await store.keys.create("first", scopes=frozenset({Scope.PREDICT}))
+        tell("key", secret)
+
+        async def lane() -> None:
+            for _ in range(num_runs // NUM_LANES):
+                new = NewRun(
+                    id=str(uuid.uuid4()),
+                    project="p",
+                    key_id=None,
+                    deployment="d",
+                    deployment_version=1,
+                    params=RunParams(prompt="a" * random.randint(1, 5000)),
+                )
+                await store.runs.create(new, max_queued=1000)
+                tell("accepted", new.id)
+                for claim in await store.runs.claim("w", limit=1, lease_seconds=600):
+                    picture = os.urandom(random.randint(100, 20_000))
+                    kept = await store.images.write(claim.run.id, 0, claim.fence, OutputFormat.PNG, picture)
+                    image = ImageRecord(
+                        index=0,
+                        seed=0,
+                        output_format=OutputFormat.PNG,
+                        path=kept.path,
+                        num_bytes=kept.num_bytes,
+                        sha256=kept.sha256,
+                    )
+                    await store.runs.add_image(claim, image)
+                    await store.runs.finish(claim, DONE)
+                    tell("ended", claim.run.id, kept.sha256)
+
+        await asyncio.gather(*(lane() for _ in range(NUM_LANES)))
+
+
+if __name__ == "__main__":
+    asyncio.run(work(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
