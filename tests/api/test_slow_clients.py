@@ -1,0 +1,106 @@
+"""Five hundred clients that take their time, in every way there is, and one that asks whether the door is well."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+
+import httpx2
+
+from safelight.config import ServerSettings
+
+from .test_server import head, predict_head
+
+NUM_SLOW = 500
+READERS = (4, 9)
+SETTINGS = ServerSettings(port=0, receive_timeout_seconds=2.5, sync_timeout_seconds=20)
+
+
+async def send_drop_by_drop(loop, connection, data: bytes) -> None:
+    """One byte every half second, until the door has had enough. Whoever only holds the line sends none."""
+    with contextlib.suppress(OSError):
+        for position in range(len(data)):
+            await loop.sock_sendall(connection, data[position : position + 1])
+            await asyncio.sleep(0.5)
+
+
+async def until_closed(loop, connection) -> None:
+    with contextlib.suppress(OSError):
+        while await loop.sock_recv(connection, 65536):
+            pass
+
+
+async def read_drop_by_drop(loop, connection) -> None:
+    """Takes 100 bytes every half second of an answer that is larger than what the kernel holds."""
+    with contextlib.suppress(OSError):
+        while await loop.sock_recv(connection, 100):  # noqa: ASYNC110 - there is no event: this is the slowness
+            await asyncio.sleep(0.5)
+
+
+async def be_slow(port: int, number: int, house, image: str) -> float:
+    """One slow client; how long it was let be slow."""
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(number / 200)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.setblocking(False)
+        await loop.sock_connect(connection, ("127.0.0.1", port))
+        began = time.monotonic()
+        match number % 10:
+            case 0 | 5 | 6:
+                await until_closed(loop, connection)
+            case 1 | 7:
+                await loop.sock_sendall(connection, b"POST /pinhole/predict HTTP/1.1\r\nHost: loc")
+                await until_closed(loop, connection)
+            case 2:
+                dripping = asyncio.create_task(send_drop_by_drop(loop, connection, head("/healthz")))
+                await until_closed(loop, connection)
+                dripping.cancel()
+            case 3 | 8:
+                await loop.sock_sendall(connection, predict_head(house, 500) + b'{"prompt": "')
+                dripping = asyncio.create_task(send_drop_by_drop(loop, connection, b"x" * 400))
+                await until_closed(loop, connection)
+                dripping.cancel()
+            case _:
+                await loop.sock_sendall(connection, head(image, house.key, Connection="close"))
+                await read_drop_by_drop(loop, connection)
+        return time.monotonic() - began
+
+
+async def test_five_hundred_slow_clients_do_not_keep_health_waiting_and_are_sent_away(make_house):
+    async with make_house(SETTINGS) as house, house.serving() as (_, port):
+        async with house.working():
+            run_id = (await house.predict(width=64, height=64)).json()["run_id"]
+        big = b"x" * 6_000_000
+
+        async def read(path: str) -> bytes:
+            return big
+
+        house.store.images.read = read
+        image = f"/runs/{run_id}/images/0"
+        slow = [asyncio.create_task(be_slow(port, number, house, image)) for number in range(NUM_SLOW)]
+        # Who takes an answer drop by drop may do so while there is progress, and goes on until the end of the test.
+        readers = [each for number, each in enumerate(slow) if number % 10 in READERS]
+        crowd = asyncio.gather(*(each for each in slow if each not in readers))
+        waits = []
+        # A connection for each: one that is kept is closed in the door's own time.
+        limits = httpx2.Limits(max_keepalive_connections=0)
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, limits=limits) as client:
+            while not crowd.done():
+                began = time.monotonic()
+                assert (await client.get("/healthz")).status_code == 200
+                waits.append(time.monotonic() - began)
+                await asyncio.sleep(0.02)
+        longest = max(await crowd)
+        p99 = sorted(waits)[int(0.99 * (len(waits) - 1))]
+        print(
+            f"\n{NUM_SLOW} slow clients: health p99 {1000 * p99:.0f} ms of {len(waits)}; the last one gone after {longest:.1f} s"
+        )
+        assert p99 < 1.0
+        assert longest < 15.0
+        for each in readers:
+            each.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+        assert (await house.store.runs.list())[0][0].id == run_id, "nobody's half request became a run"
