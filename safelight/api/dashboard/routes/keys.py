@@ -106,6 +106,8 @@ async def _page(
         valid=[key for key in found if _is_valid(key, at)],
         ended=[key for key in found if not _is_valid(key, at)][::-1],
         usage=await desk.administration.runs_by_key(),
+        # One form of limits at a time: a page of many keys stays light.
+        limited=request.query_params.get("limits", ""),
         name=name,
         made=made,
         secret=secret,
