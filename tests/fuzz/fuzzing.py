@@ -112,7 +112,7 @@ async def fuzz(*, max_examples: int, seed: int | None = None) -> Findings:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--max-examples", type=int, default=150)
+    parser.add_argument("--max-examples", type=int, default=400)
     parser.add_argument("--seed", type=int)
     options = parser.parse_args()
     findings = asyncio.run(fuzz(max_examples=options.max_examples, seed=options.seed))
