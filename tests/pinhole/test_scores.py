@@ -10,15 +10,15 @@ from training.pinhole.generate import Request, generate, load_pipeline
 from training.pinhole.judge import read
 from training.pinhole.scoring import draw_questions, score
 
-FLOORS = {"setting": 0.9, "colour": 0.8, "shape": 0.6, "thing": 0.5, "count": 0.7}
-"""What a first version had to reach; with so few questions, two answers may go wrong by bad luck."""
+SCORES = {"setting": 0.96, "colour": 0.95, "shape": 0.92, "thing": 0.5}
+"""From the table, where it is steady; with so few questions here, two answers may go wrong by bad luck."""
 
 
 def test_the_weights_still_draw_what_is_asked() -> None:
     torch.set_num_threads(2)
-    questions = draw_questions({"shape": 6, "thing": 6, "count": 6})
+    questions = draw_questions({"shape": 6, "thing": 6})
     pictures = generate(
-        load_pipeline(SHIPPED), [q.prompt for q in questions], [q.seed for q in questions], Request(384, 384, 15)
+        load_pipeline(SHIPPED), [q.prompt for q in questions], [q.seed for q in questions], Request()
     )
     for measure, (share, count) in score(questions, [read(picture) for picture in pictures]).items():
-        assert share >= FLOORS[measure] - 2 / count, measure
+        assert share >= SCORES[measure] - 2 / count, measure

@@ -17,7 +17,7 @@ MAX_BYTES = 45_000_000
 def pipeline() -> Iterator[StableDiffusionPipeline]:
     threads = torch.get_num_threads()
     torch.set_num_threads(min(2, threads))
-    loaded = StableDiffusionPipeline.from_pretrained(str(WEIGHTS), torch_dtype=torch.float32)
+    loaded = StableDiffusionPipeline.from_pretrained(str(WEIGHTS), dtype=torch.float32)
     loaded.set_progress_bar_config(disable=True)
     yield loaded
     torch.set_num_threads(threads)

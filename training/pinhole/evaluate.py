@@ -133,7 +133,8 @@ def draw_sheets(pipeline: StableDiffusionPipeline) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.pinhole.evaluate", description=__doc__)
     parser.add_argument("--weights", type=Path, default=SHIPPED)
-    parser.add_argument("--each", type=int, default=24, help="questions of each kind")
+    parser.add_argument("--each", type=int, default=40, help="questions of each kind")
+    parser.add_argument("--every", type=int, default=4, help="one question in so many is asked at other sizes and guidances")
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2))
     parser.add_argument("--machine", default="a CPU", help="the class of machine, for the table")
     parser.add_argument("--samples", default="not said", help="how many samples the denoiser has seen, for the table")
@@ -149,25 +150,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     pipeline = load_pipeline(chosen.weights)
-    draw_sheets(pipeline)
     found = score(questions, [read(picture) for picture in ask(pipeline, questions, Request())])
     print(found, flush=True)
-    some = questions[:: max(1, len(questions) // 18)]
-    write_report(
-        REPORT,
-        Report(
-            date=datetime.date.today(),
-            machine=chosen.machine,
-            samples=chosen.samples,
-            scores=found,
-            ceiling=ceiling,
-            control=control,
-            sizes=measure_sizes(pipeline, some),
-            guidance=measure_guidance(pipeline, some),
-            negatives=measure_negatives(pipeline, 10),
-            seconds=measure_seconds(pipeline),
-        ),
-    )
+    some = questions[::chosen.every]
+    write_report(REPORT, Report(
+        date=datetime.date.today(), machine=chosen.machine, samples=chosen.samples, scores=found, ceiling=ceiling, control=control,
+        sizes=measure_sizes(pipeline, some), guidance=measure_guidance(pipeline, some),
+        negatives=measure_negatives(pipeline, chosen.each // 2), seconds=measure_seconds(pipeline),
+    ))
+    draw_sheets(pipeline)
     return 0
 
 

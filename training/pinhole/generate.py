@@ -18,13 +18,13 @@ class Request:
 
     width: int = 512
     height: int = 512
-    num_steps: int = 25
+    num_steps: int = 20
     guidance: float = 5.0
     negative_prompt: str = ""
 
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
-    pipeline = StableDiffusionPipeline.from_pretrained(str(folder), torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(str(folder), dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

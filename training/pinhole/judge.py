@@ -25,6 +25,8 @@ GRID = 40
 """Outlines are compared on a square grid of this side."""
 
 FOREGROUND_DISTANCE = 32
+ADORNED_DISTANCE, ADORNED_THRESHOLD = 12, 110
+OPENING = 2
 SMALLEST_BLOB = 0.012
 JITTERS = tuple(k / 4 for k in range(-4, 5))
 BARE = (0.0,) * 8
@@ -83,13 +85,26 @@ def nearest_setting(picture: np.ndarray) -> tuple[str, np.ndarray]:
     return min(_empty_settings(width, height), key=lambda empty: float(_distance(rim, _rim(empty[1])).mean()))
 
 
+def _row_background(picture: np.ndarray) -> np.ndarray:
+    """What each row shows at its two ends: settings change from top to bottom, hardly from left to right."""
+    width = picture.shape[1]
+    margin = max(2, width // 16)
+    ends = np.concatenate([picture[:, 1:margin], picture[:, width - margin:width - 1]], axis=1)
+    return np.median(ends, axis=1)[:, None].astype(np.float32)
+
+
 def _foreground(picture: np.ndarray, empty: np.ndarray) -> np.ndarray:
-    """Bool [H, W]: what is not setting, with holes filled and specks removed."""
-    differs = np.pad(_distance(picture, empty) > FOREGROUND_DISTANCE, 2)
-    closed = ndimage.binary_erosion(
-        ndimage.binary_fill_holes(ndimage.binary_dilation(differs, iterations=2)), iterations=2
-    )
-    return ndimage.binary_opening(closed[2:-2, 2:-2], iterations=2)
+    """Bool [H, W]: what is neither the empty setting nor this picture's own background, holes filled, specks removed.
+
+    Both are asked, since a drawn setting may be a little off in colour or horizon and still be the setting. Where the
+    empty setting has something of its own, a hill or a crater, only a large difference counts.
+    """
+    is_adorned = ndimage.binary_dilation(_distance(empty, _row_background(empty)) > ADORNED_DISTANCE, iterations=4)
+    threshold = np.where(is_adorned, ADORNED_THRESHOLD, FOREGROUND_DISTANCE)
+    differs = (_distance(picture, empty) > threshold) & (_distance(picture, _row_background(picture)) > FOREGROUND_DISTANCE)
+    padded = np.pad(differs, 2)
+    closed = ndimage.binary_erosion(ndimage.binary_fill_holes(ndimage.binary_dilation(padded, iterations=2)), iterations=2)
+    return ndimage.binary_opening(closed[2:-2, 2:-2], iterations=OPENING)
 
 
 def _blobs(mask: np.ndarray) -> list[np.ndarray]:

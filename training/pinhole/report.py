@@ -48,7 +48,7 @@ def _head(report: Report) -> list[str]:
         f"Written by `python -m training.pinhole.evaluate` on {report.date}, on {report.machine}. "
         f"The denoiser had seen {report.samples} samples.",
         "",
-        "The prompts are combinations that training never shows (riding excepted), one seed each, 512 x 512, 25 steps of Euler, "
+        "The prompts are combinations that training never shows (riding excepted), one seed each, 512 x 512, 20 steps of Euler, "
         "guidance 5. The judge is a plain detector that does not know the prompt; *ceiling* is its score on true renders of the "
         "same scenes, *shuffled* on the true render of another prompt of the same kind.",
         "",
