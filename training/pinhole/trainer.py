@@ -113,7 +113,7 @@ class Trainer:
 
     def run(self, step: Step, *, on_checkpoint: Callable[[], None] = lambda: None) -> None:
         """Until the budget is spent; leaves a checkpoint behind."""
-        # On a CPU the fused attention's way back takes five times the plain one's.
+        # On a CPU the fused attention's way back is slower than the plain one's.
         kernels = [SDPBackend.MATH] if self.device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
         with sdpa_kernel(kernels):
             self._run(step, on_checkpoint)
