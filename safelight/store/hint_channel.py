@@ -8,6 +8,7 @@ import os
 import select
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, cast
@@ -76,7 +77,7 @@ class HintChannel:
             self._borrowed = self._engine.raw_connection()
             connection = cast("Connection", self._borrowed.driver_connection)
             connection.autocommit = True
-            connection.add_notify_handler(self._hear)
+            connection.add_notify_handler(partial(self._hear, connection))
             connection.execute(f"LISTEN {CHANNEL}".encode())
         except (DBAPIError, Error) as error:
             log.debug("no hints for now", extra={"reason": type(error).__name__})
@@ -123,10 +124,9 @@ class HintChannel:
         with suppress(BlockingIOError):
             os.read(self._alarm, 4096)
 
-    def _hear(self, notify: Notify) -> None:
+    def _hear(self, connection: Connection, notify: Notify) -> None:
         """What came in while something else was asked."""
-        assert self._connection is not None
-        self._pass_on(notify.pid, notify.payload.encode(), me=self._connection.info.backend_pid)
+        self._pass_on(notify.pid, notify.payload.encode(), me=connection.info.backend_pid)
 
     def _pass_on(self, sender: int, payload: bytes, *, me: int) -> None:
         if sender != me:

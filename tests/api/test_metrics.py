@@ -35,7 +35,7 @@ async def scrape(house) -> dict[tuple[str, ...], float]:
 
 @pytest.fixture(autouse=True)
 def nothing_has_to_settle(monkeypatch):
-    monkeypatch.setattr(measures, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(measures, "SETTLED_SECONDS", 0.0)
     monkeypatch.setattr("safelight.api.metering.FRESH_SECONDS", -1.0)
 
 

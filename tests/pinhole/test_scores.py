@@ -17,8 +17,6 @@ SCORES = {"setting": 0.96, "colour": 0.95, "shape": 0.92, "thing": 0.5}
 def test_the_weights_still_draw_what_is_asked() -> None:
     torch.set_num_threads(2)
     questions = draw_questions({"shape": 6, "thing": 6})
-    pictures = generate(
-        load_pipeline(SHIPPED), [q.prompt for q in questions], [q.seed for q in questions], Request()
-    )
+    pictures = generate(load_pipeline(SHIPPED), [q.prompt for q in questions], [q.seed for q in questions], Request())
     for measure, (share, count) in score(questions, [read(picture) for picture in pictures]).items():
         assert share >= SCORES[measure] - 2 / count, measure
