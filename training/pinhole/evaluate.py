@@ -134,7 +134,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.pinhole.evaluate", description=__doc__)
     parser.add_argument("--weights", type=Path, default=SHIPPED)
     parser.add_argument("--each", type=int, default=40, help="questions of each kind")
-    parser.add_argument("--every", type=int, default=4, help="one question in so many is asked at other sizes and guidances")
+    parser.add_argument(
+        "--every", type=int, default=4, help="one question in so many is asked at other sizes and guidances"
+    )
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2))
     parser.add_argument("--machine", default="a CPU", help="the class of machine, for the table")
     parser.add_argument("--samples", default="not said", help="how many samples the denoiser has seen, for the table")
@@ -152,12 +154,22 @@ def main(arguments: list[str] | None = None) -> int:
     pipeline = load_pipeline(chosen.weights)
     found = score(questions, [read(picture) for picture in ask(pipeline, questions, Request())])
     print(found, flush=True)
-    some = questions[::chosen.every]
-    write_report(REPORT, Report(
-        date=datetime.date.today(), machine=chosen.machine, samples=chosen.samples, scores=found, ceiling=ceiling, control=control,
-        sizes=measure_sizes(pipeline, some), guidance=measure_guidance(pipeline, some),
-        negatives=measure_negatives(pipeline, chosen.each // 2), seconds=measure_seconds(pipeline),
-    ))
+    some = questions[:: chosen.every]
+    write_report(
+        REPORT,
+        Report(
+            date=datetime.date.today(),
+            machine=chosen.machine,
+            samples=chosen.samples,
+            scores=found,
+            ceiling=ceiling,
+            control=control,
+            sizes=measure_sizes(pipeline, some),
+            guidance=measure_guidance(pipeline, some),
+            negatives=measure_negatives(pipeline, chosen.each // 2),
+            seconds=measure_seconds(pipeline),
+        ),
+    )
     draw_sheets(pipeline)
     return 0
 

@@ -89,7 +89,7 @@ def _row_background(picture: np.ndarray) -> np.ndarray:
     """What each row shows at its two ends: settings change from top to bottom, hardly from left to right."""
     width = picture.shape[1]
     margin = max(2, width // 16)
-    ends = np.concatenate([picture[:, 1:margin], picture[:, width - margin:width - 1]], axis=1)
+    ends = np.concatenate([picture[:, 1:margin], picture[:, width - margin : width - 1]], axis=1)
     return np.median(ends, axis=1)[:, None].astype(np.float32)
 
 
@@ -101,9 +101,13 @@ def _foreground(picture: np.ndarray, empty: np.ndarray) -> np.ndarray:
     """
     is_adorned = ndimage.binary_dilation(_distance(empty, _row_background(empty)) > ADORNED_DISTANCE, iterations=4)
     threshold = np.where(is_adorned, ADORNED_THRESHOLD, FOREGROUND_DISTANCE)
-    differs = (_distance(picture, empty) > threshold) & (_distance(picture, _row_background(picture)) > FOREGROUND_DISTANCE)
+    differs = (_distance(picture, empty) > threshold) & (
+        _distance(picture, _row_background(picture)) > FOREGROUND_DISTANCE
+    )
     padded = np.pad(differs, 2)
-    closed = ndimage.binary_erosion(ndimage.binary_fill_holes(ndimage.binary_dilation(padded, iterations=2)), iterations=2)
+    closed = ndimage.binary_erosion(
+        ndimage.binary_fill_holes(ndimage.binary_dilation(padded, iterations=2)), iterations=2
+    )
     return ndimage.binary_opening(closed[2:-2, 2:-2], iterations=OPENING)
 
 
