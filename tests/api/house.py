@@ -168,7 +168,9 @@ class House:
     async def working(self, *, outcome: Outcome | None = None, held: bool = False) -> AsyncIterator[FakeWorker]:
         if outcome is not None:
             self.worker.outcome = outcome
-        if not held:
+        if held:
+            self.worker.hold.clear()
+        else:
             self.worker.hold.set()
         task = asyncio.create_task(self.worker.work())
         try:

@@ -219,7 +219,8 @@ def test_a_run_is_replayed_with_its_seed_and_deleted(open_page: Open, site: Site
     page.get_by_role("button", name="Replay").click()
     page.wait_for_url(lambda url: run_id not in url)
     expect(page.locator("dl.facts").first).to_contain_text("4711")
-    page.goto(f"/dashboard/runs/{run_id}")
+    # A page of its own: the replay's looks again by itself when its run has ended.
+    page = open_page(f"/dashboard/runs/{run_id}")
     page.get_by_text("Delete", exact=True).click()
     page.get_by_role("button", name="Delete the run").click()
     expect(page.get_by_role("status")).to_contain_text("gone")
