@@ -44,6 +44,9 @@ class StoreSettings(_Section):
 
     database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; unset: SQLite in the data folder.")
     retention_days: float = Field(30.0, gt=0, description="Ended runs and their images are kept this long.")
+    max_image_bytes: int | None = Field(
+        None, ge=0, description="Bytes of all pictures; over it the oldest ended runs lose theirs. Unset: no limit."
+    )
     prune_interval_seconds: Seconds = Field(600.0, description="How often expired runs and orphan files are removed.")
 
     @field_serializer("database_url")
@@ -99,6 +102,9 @@ class WebhookSettings(_Section):
         (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400),
         min_length=1,
         description="Wait before each try, the first included; a delivery has failed after the last.",
+    )
+    disable_after_days: float = Field(
+        5.0, gt=0, description="A registered endpoint that only failed for this long is disabled."
     )
 
 

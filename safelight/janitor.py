@@ -6,14 +6,27 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
 
 from safelight.config import StoreSettings, WorkerSettings
 from safelight.errors import SafelightError
 from safelight.store import Store
+from safelight.store.retention import Expiry
 
 log = logging.getLogger("safelight.janitor")
 
 _SECONDS_PER_DAY = 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """What one round removed, and by how much the images are still over their budget."""
+
+    num_runs: int = 0
+    num_runs_without_images: int = 0
+    num_deliveries: int = 0
+    num_orphan_files: int = 0
+    bytes_over_budget: int = 0
 
 
 class Janitor:
@@ -36,17 +49,42 @@ class Janitor:
         for run in await self._store.runs.requeue_lost(max_attempts=self._worker_settings.max_attempts):
             log.warning("lease ran out", extra={"run_id": run.id, "status": run.status, "attempts": run.num_attempts})
 
-    async def prune(self) -> None:
-        """Remove expired runs, image files that no run names, and checkpoints of runs that have ended."""
+    async def prune(self) -> Pruned:
+        """Remove what has expired by age, images over the budget, and files that no run names or needs."""
         began = time.monotonic()
-        num_runs = await self._store.runs.prune(older_than_seconds=self._settings.retention_days * _SECONDS_PER_DAY)
-        num_files = await self._store.sweep_images() + await self._store.sweep_checkpoints()
-        if num_runs or num_files:
-            seconds = round(time.monotonic() - began, 2)
-            log.info("pruned", extra={"runs": num_runs, "orphan_files": num_files, "seconds": seconds})
+        budget = self._settings.max_image_bytes
+        num_runs = await self._store.runs.prune(older_than_seconds=self._retention_seconds)
+        num_deliveries = await self._store.retention.expire_deliveries(older_than_seconds=self._retention_seconds)
+        expiry = Expiry() if budget is None else await self._store.retention.expire_images(max_bytes=budget)
+        pruned = Pruned(
+            num_runs=num_runs,
+            num_runs_without_images=expiry.num_runs_without_images,
+            num_deliveries=num_deliveries,
+            num_orphan_files=await self._store.sweep_images() + await self._store.sweep_checkpoints(),
+            bytes_over_budget=expiry.bytes_over_budget,
+        )
+        if pruned != Pruned(bytes_over_budget=pruned.bytes_over_budget):
+            log.info("pruned", extra=asdict(pruned) | {"seconds": round(time.monotonic() - began, 2)})
+        if pruned.bytes_over_budget:
+            log.warning(
+                "the images of runs that have not ended or been told of are over store.max_image_bytes",
+                extra={"bytes_over_budget": pruned.bytes_over_budget},
+            )
+        return pruned
+
+    async def preview(self) -> tuple[Expiry, list[int]]:
+        """What `prune` would remove now, and the sizes of the images that no run names. Removes nothing."""
+        expiry = await self._store.retention.preview(
+            older_than_seconds=self._retention_seconds, max_bytes=self._settings.max_image_bytes
+        )
+        return expiry, await self._store.find_orphans()
+
+    @property
+    def _retention_seconds(self) -> float:
+        return self._settings.retention_days * _SECONDS_PER_DAY
 
 
-async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
+async def _every(seconds: float, action: Callable[[], Awaitable[object]]) -> None:
     while True:
         try:
             await action()

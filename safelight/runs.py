@@ -164,6 +164,7 @@ class Run:
     warnings: tuple[str, ...] = ()
     error: RunError | None = None
     images: tuple[ImageRecord, ...] = ()
+    images_expired_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +249,33 @@ class RunEvent:
     error: RunError | None = None
 
 
+ENDS = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED})
+"""How a run can end: what a webhook endpoint can ask to be told of."""
+
+
+class EndpointStatus(StrEnum):
+    ENABLED = "enabled"
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookEndpoint:
+    """An address that is told of every run of its project that ends in one of `events`.
+
+    `status_reason` says why it is disabled. `failing_since` is the first failure after its last success.
+    """
+
+    id: str
+    project: str
+    url: str
+    events: frozenset[RunStatus]
+    status: EndpointStatus
+    status_reason: str
+    created_at: float
+    failing_since: float | None = None
+    previous_secret_ends_at: float | None = None
+
+
 class DeliveryStatus(StrEnum):
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -268,7 +296,10 @@ class DeliveryAttempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """The end of a run on its way to one webhook endpoint. `event_id` is the same on every try."""
+    """The end of a run on its way to one webhook endpoint. `event_id` is the same on every try.
+
+    `endpoint_id` is None where the run itself named the URL. `reason` says why a delivery failed that no answer ended.
+    """
 
     id: str
     event_id: str
@@ -279,6 +310,9 @@ class Delivery:
     created_at: float
     next_attempt_at: float | None
     num_attempts: int = 0
+    endpoint_id: str | None = None
+    host: str = ""
+    reason: str = ""
     attempts: tuple[DeliveryAttempt, ...] = field(default=())
 
 

@@ -20,6 +20,7 @@ from safelight.api.openapi import complete_document
 from safelight.api.routes.predict import add_predict_routes
 from safelight.api.routes.runs import add_runs_routes
 from safelight.api.routes.server import add_server_routes
+from safelight.api.routes.webhooks import add_webhook_routes
 from safelight.api.service import Service
 from safelight.config import ServerSettings
 from safelight.errors import SafelightError
@@ -79,6 +80,7 @@ def create_app(
     app.state.desk, app.state.meter = desk, meter
     add_server_routes(app)
     add_runs_routes(app)
+    add_webhook_routes(app)
     if desk is not None:
         app.include_router(dashboard_router())
     add_predict_routes(app)

@@ -48,9 +48,15 @@ async def _reader(key: Annotated[Key, Depends(authenticated)]) -> Key:
     return key
 
 
+async def _administrator(key: Annotated[Key, Depends(authenticated)]) -> Key:
+    check_scope(key, Scope.ADMIN)
+    return key
+
+
 # All of these are coroutines: the framework sends plain functions through a thread pool.
 ServiceOf = Annotated[Service, Depends(_service)]
 SettingsOf = Annotated[ServerSettings, Depends(_settings)]
 Predictor = Annotated[Key, Depends(_predictor)]
 RunReader = Annotated[Key, Depends(_run_reader)]
 Reader = Annotated[Key, Depends(_reader)]
+Administrator = Annotated[Key, Depends(_administrator)]

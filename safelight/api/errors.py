@@ -26,6 +26,8 @@ STATUSES: Mapping[str, tuple[int, str]] = {
     "not_found": (404, "There is nothing here"),
     "run_not_found": (404, "There is no such run"),
     "deployment_not_found": (404, "There is no such deployment"),
+    "endpoint_not_found": (404, "There is no such webhook endpoint"),
+    "delivery_not_found": (404, "There is no such delivery"),
     "image_not_found": (404, "There is no such image"),
     "method_not_allowed": (405, "The method is not for this path"),
     "receive_timeout": (408, "The request took too long to arrive"),

@@ -11,6 +11,7 @@ from safelight.api.answers import JSON, PROBLEM
 from safelight.api.errors import STATUSES
 from safelight.api.sse import EVENT_STREAM
 from safelight.api.views import DeploymentList, RunPage, RunView, UsageReport
+from safelight.api.webhook_views import WEBHOOK_BODIES
 from safelight.envelope import ACCEPTED_MESSAGE, SUCCESS_MESSAGE
 from safelight.runs import MAX_SEED, OutputFormat, RunEventKind, SamplerName, Spacing
 
@@ -169,15 +170,16 @@ def _example(status: int, code: str) -> dict[str, Any]:
     return example
 
 
-def _json(model: type[BaseModel], description: str) -> dict[str, Any]:
+def json_answer(model: type[BaseModel], description: str) -> dict[str, Any]:
+    """An answer whose body is a `model`."""
     return {"model": model, "description": description}
 
 
-def _route(answers: dict[int, dict[str, Any]], *problems: int, needs_key: bool = True, **extra: Any) -> dict[str, Any]:
+def route(answers: dict[int, dict[str, Any]], *problems: int, needs_key: bool = True, **extra: Any) -> dict[str, Any]:
     """Arguments of `add_api_route`: what the route answers, and the statuses of its problems."""
     if needs_key:
         extra["security"] = [{name: []} for name in SECURITY_SCHEMES]
-    is_json = "model" in answers.get(200, {})
+    is_json = any("model" in answer for answer in answers.values())
     arguments = {"responses": answers | _problems(*problems), "openapi_extra": extra, "response_model": None}
     return arguments if is_json else arguments | {"response_class": Response}
 
@@ -215,7 +217,7 @@ _PREDICT_ANSWERS: dict[int, dict[str, Any]] = {
         "headers": RUN_ID_HEADER | SEED_HEADER | WARNING_HEADER | QUOTA_HEADERS,
         "content": {JSON: {"examples": {"accepted": {"summary": "With a webhook", "value": _ACCEPTED_EXAMPLE}}}},
     },
-    202: _json(DeferredAnswer, "The run was stored; ask for it at `Location`.")
+    202: json_answer(DeferredAnswer, "The run was stored; ask for it at `Location`.")
     | {"headers": RUN_ID_HEADER | _header("Location", "The run.")},
 }
 
@@ -231,7 +233,7 @@ _PROJECT_PARAMETER = {
 def predict_route(*, takes_project: bool) -> dict[str, Any]:
     """Arguments of `add_api_route` for a path of the predict endpoint."""
     body = {"schema": {"$ref": "#/components/schemas/PredictBody"}, "examples": _PREDICT_EXAMPLES}
-    return _route(
+    return route(
         _PREDICT_ANSWERS,
         *(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503, 504, 507),
         requestBody={"required": True, "content": {JSON: body}},
@@ -239,10 +241,10 @@ def predict_route(*, takes_project: bool) -> dict[str, Any]:
     )
 
 
-LIST_RUNS = _route({200: _json(RunPage, "A page of runs.")}, 401, 403, 422, 503)
-GET_RUN = _route({200: _json(RunView, "The run.")}, 401, 403, 404, 503)
-CANCEL_RUN = _route({200: _json(RunView, "The run as it is now.")}, 401, 403, 404, 503, 507)
-DELETE_RUN = _route({204: {"description": "It is gone."}}, 401, 403, 404, 409, 503, 507)
+LIST_RUNS = route({200: json_answer(RunPage, "A page of runs.")}, 401, 403, 422, 503)
+GET_RUN = route({200: json_answer(RunView, "The run.")}, 401, 403, 404, 503)
+CANCEL_RUN = route({200: json_answer(RunView, "The run as it is now.")}, 401, 403, 404, 503, 507)
+DELETE_RUN = route({204: {"description": "It is gone."}}, 401, 403, 404, 409, 503, 507)
 DELETE_RUN["status_code"] = 204
 
 _EVENT = {
@@ -255,7 +257,7 @@ _EVENT = {
     },
 }
 
-FOLLOW_RUN = _route(
+FOLLOW_RUN = route(
     {
         200: {
             "description": "Events to the end of the run: `event` is the kind, `id` the sequence, `data` a JSON object.",
@@ -271,7 +273,7 @@ FOLLOW_RUN = _route(
 
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 
-GET_IMAGE = _route(
+GET_IMAGE = route(
     {
         200: {
             "description": "The file.",
@@ -286,8 +288,8 @@ GET_IMAGE = _route(
     503,
 )
 
-USAGE = _route({200: _json(UsageReport, "By key and deployment.")}, 401, 403, 422, 503)
-METRICS = _route(
+USAGE = route({200: json_answer(UsageReport, "By key and deployment.")}, 401, 403, 422, 503)
+METRICS = route(
     {
         200: {
             "description": "Prometheus' text format, or OpenMetrics for those who ask for it.",
@@ -300,10 +302,10 @@ METRICS = _route(
     403,
     503,
 )
-LIST_DEPLOYMENTS = _route({200: _json(DeploymentList, "All deployments, by name.")}, 401, 403, 503)
-INDEX = _route({200: _json(IndexAnswer, "Where things are.")}, needs_key=False)
-HEALTH = _route({200: _json(StatusAnswer, "It answers.")}, needs_key=False)
-READINESS = _route({200: _json(StatusAnswer, "It can take work.")}, 503, needs_key=False)
+LIST_DEPLOYMENTS = route({200: json_answer(DeploymentList, "All deployments, by name.")}, 401, 403, 503)
+INDEX = route({200: json_answer(IndexAnswer, "Where things are.")}, needs_key=False)
+HEALTH = route({200: json_answer(StatusAnswer, "It answers.")}, needs_key=False)
+READINESS = route({200: json_answer(StatusAnswer, "It can take work.")}, 503, needs_key=False)
 
 
 def complete_document(document: dict[str, Any]) -> dict[str, Any]:
@@ -311,6 +313,7 @@ def complete_document(document: dict[str, Any]) -> dict[str, Any]:
     components = document.setdefault("components", {})
     problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     components["schemas"] |= problem.pop("$defs") | {"Problem": problem, "PredictBody": PREDICT_BODY}
+    components["schemas"] |= WEBHOOK_BODIES
     components["securitySchemes"] = SECURITY_SCHEMES
     # The framework adds these to whatever takes a parameter, although a string cannot be invalid.
     for name in ("HTTPValidationError", "ValidationError"):

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 from safelight.api.params import FRESH_SEEDS, NewParams, complete, find_unaffordable, find_wrong, shorten
+from safelight.api.webhooks import Webhooks
 from safelight.config import ServerSettings
 from safelight.deployments import Deployment, DeploymentStatus
 from safelight.envelope import end_code, end_message
@@ -80,6 +81,7 @@ class Service:
         self._store = store
         self._settings = settings
         self._check_webhook = check_webhook
+        self.webhooks = Webhooks(store, check_url=check_webhook)
         self._draw_seed = draw_seed
         self._monotonic = monotonic
         self._waiting: Counter[str] = Counter()
@@ -221,7 +223,9 @@ class Service:
         await self._store.runs.delete(_checked_id(run_id), project=key.project)
 
     async def read_images(self, run: Run) -> tuple[bytes, ...]:
-        """The files of all images of `run`, in order."""
+        """The files of all images of `run`, in order. Raises NotFound when they have expired."""
+        if run.images_expired_at is not None:
+            raise NotFound("the images of this run have expired; draw it again", code="image_not_found", run_id=run.id)
         return tuple([await self._store.images.read(image.path) for image in run.images])
 
     async def read_image(self, image: ImageRecord) -> bytes:

@@ -14,11 +14,13 @@ from safelight.runs import ImageRecord, OutputFormat, Run, RunParams, RunStatus,
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"}, examples=["2026-03-01T12:00:00.000Z"])]
 
 
-class _View(BaseModel):
+class View(BaseModel):
+    """What all views have in common: they are sent whole, and never changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, from_attributes=True)
 
 
-class ParamsView(_View):
+class ParamsView(View):
     """What was asked, with every default filled in."""
 
     prompt: str
@@ -34,7 +36,7 @@ class ParamsView(_View):
     output_format: OutputFormat
 
 
-class ProgressView(_View):
+class ProgressView(View):
     """Steps are summed over the images of the run."""
 
     steps_done: int
@@ -43,12 +45,12 @@ class ProgressView(_View):
     eta_seconds: float | None
 
 
-class RunErrorView(_View):
+class RunErrorView(View):
     code: str
     message: str
 
 
-class ImageView(_View):
+class ImageView(View):
     """One finished image. `url` is relative to the server."""
 
     index: int
@@ -59,7 +61,7 @@ class ImageView(_View):
     sha256: str
 
 
-class RunView(_View):
+class RunView(View):
     """One run: what was asked, where it stands, what came of it."""
 
     id: str
@@ -79,15 +81,18 @@ class RunView(_View):
     error: RunErrorView | None
     warnings: list[str]
     images: list[ImageView]
+    images_expired_at: Time | None = Field(
+        description="When the images were removed to make room; null: they were not."
+    )
     webhook_endpoint: str | None
 
 
-class RunPage(_View):
+class RunPage(View):
     runs: list[RunView]
     next_cursor: str | None = Field(description="Send it as `cursor` for the next page; null on the last.")
 
 
-class DefaultsView(_View):
+class DefaultsView(View):
     """What a request gets where it names nothing."""
 
     height: int
@@ -101,7 +106,7 @@ class DefaultsView(_View):
     output_format: OutputFormat
 
 
-class LimitsView(_View):
+class LimitsView(View):
     """What a request may ask at most. Sides in pixels."""
 
     side_multiple: int
@@ -114,7 +119,7 @@ class LimitsView(_View):
     max_prompt_chars: int
 
 
-class DeploymentView(_View):
+class DeploymentView(View):
     name: str
     version: int
     model: str
@@ -127,7 +132,7 @@ class DeploymentView(_View):
     limits: LimitsView
 
 
-class UsageView(_View):
+class UsageView(View):
     """What came of one key's requests to one deployment."""
 
     key: str = Field(description="The name of the key; after a rotation, of the newest.")
@@ -138,12 +143,12 @@ class UsageView(_View):
     device_seconds: float = Field(description="Runs that shared a batch share its time.")
 
 
-class UsageReport(_View):
+class UsageReport(View):
     days: int
     usage: list[UsageView]
 
 
-class DeploymentList(_View):
+class DeploymentList(View):
     deployments: list[DeploymentView]
 
 
@@ -158,8 +163,8 @@ def run_view(run: Run, place: QueuePlace) -> RunView:
         params=_params_view(run.params),
         seeds=list(run.params.seeds),
         created_at=to_iso(run.created_at),
-        started_at=_iso_or_none(run.started_at),
-        ended_at=_iso_or_none(run.ended_at),
+        started_at=iso_or_none(run.started_at),
+        ended_at=iso_or_none(run.ended_at),
         run_time_ms=run.run_time_ms,
         progress=_progress_view(run),
         queue_position=place.position,
@@ -167,6 +172,7 @@ def run_view(run: Run, place: QueuePlace) -> RunView:
         error=RunErrorView.model_validate(run.error) if run.error else None,
         warnings=list(run.warnings),
         images=[_image_view(run.id, image) for image in run.images],
+        images_expired_at=iso_or_none(run.images_expired_at),
         webhook_endpoint=run.webhook_endpoint,
     )
 
@@ -197,7 +203,8 @@ def to_iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _iso_or_none(seconds: float | None) -> str | None:
+def iso_or_none(seconds: float | None) -> str | None:
+    """Like `to_iso`, for what may not have happened."""
     return None if seconds is None else to_iso(seconds)
 
 

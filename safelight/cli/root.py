@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from safelight.cli import configuration, demo, deploying, doctor, generate, keys, predict, runs, serve, webhooks
+from safelight.cli import configuration, demo, deploying, doctor, generate, keys, predict, prune, runs, serve, webhooks
 from safelight.cli.output import fail
 from safelight.errors import SafelightError
 from safelight.version import __version__
@@ -20,6 +20,7 @@ COMMANDS = (
     deploying.models,
     generate.generate,
     predict.predict,
+    prune.prune,
     configuration.config,
     doctor.doctor,
     demo.demo,

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from safelight.cli import endpoints
 from safelight.cli.opening import with_store
 from safelight.cli.options import ConfigOption, DataOption, JsonOption, existing_settings_of, settings_of
 from safelight.cli.output import explain, say, say_json, say_table, when
+from safelight.errors import FieldError, InvalidFields
 from safelight.runs import DeliveryAttempt, DeliveryStatus
 
 if TYPE_CHECKING:
     from safelight.store import Store
 
-HELP = "List, show and resend webhook deliveries; print the signing secret."
+HELP = "Register webhook endpoints; list, show and resend deliveries; print signing secrets."
 
 DeliveryArgument = Annotated[str, typer.Argument(metavar="DELIVERY", help="Id of the delivery.")]
 
@@ -23,6 +26,7 @@ DeliveryArgument = Annotated[str, typer.Argument(metavar="DELIVERY", help="Id of
 def list_deliveries(
     status: Annotated[DeliveryStatus | None, typer.Option(help="Only deliveries in this state.")] = None,
     run: Annotated[str | None, typer.Option(help="Only deliveries of this run.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Only deliveries to this endpoint.")] = None,
     project: Annotated[str | None, typer.Option(help="Only deliveries of this project.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 20,
     data: DataOption = None,
@@ -32,7 +36,9 @@ def list_deliveries(
     """List deliveries, newest first."""
     found = with_store(
         existing_settings_of(config, data),
-        lambda store: store.deliveries.list(project=project, run_id=run, status=status, limit=limit),
+        lambda store: store.deliveries.list(
+            project=project, run_id=run, endpoint_id=endpoint, status=status, limit=limit
+        ),
     )
     if as_json:
         say_json(found)
@@ -62,20 +68,43 @@ def show(
         return
     for name, value in asdict(found).items():
         if name != "attempts":
-            say(f"{name.replace('_', ' ') + ':':<18}{when(value) if name.endswith('_at') else value}")
+            say(f"{name.replace('_', ' ') + ':':<18}{when(value) if name.endswith('_at') else value or ''}")
     rows = ((each.number, when(each.at), f"{each.duration_ms:.0f} ms", _answer(each)) for each in found.attempts)
     say_table(("TRY", "AT", "TOOK", "ANSWER"), rows, empty="it was not tried yet")
 
 
-def resend(delivery_id: DeliveryArgument, data: DataOption = None, config: ConfigOption = None) -> None:
-    """Deliver again, with the same id and the same bytes; a running server does it at once."""
-    found = with_store(existing_settings_of(config, data), lambda store: store.deliveries.resend(delivery_id))
-    say(f"delivery {found.id} is due now")
-    explain(f"watch it with `safelight webhooks show {found.id}`")
+def resend(
+    delivery_id: Annotated[str | None, typer.Argument(metavar="[DELIVERY]", help="Id of one delivery.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Instead: everything that failed at this endpoint.")] = None,
+    since: Annotated[
+        datetime | None, typer.Option(help="With --endpoint: only what is of this time or later; local time.")
+    ] = None,
+    include_delivered: Annotated[
+        bool, typer.Option("--include-delivered", help="With --endpoint: also what arrived.")
+    ] = False,
+    data: DataOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Deliver again, with the same ids and the same bytes; a running server does it at once."""
+    settings = existing_settings_of(config, data)
+    if (delivery_id is None) == (endpoint is None):
+        raise InvalidFields([FieldError("DELIVERY", "name one delivery, or an endpoint with --endpoint")])
+    if delivery_id is not None:
+        found = with_store(settings, lambda store: store.deliveries.resend(delivery_id))
+        say(f"delivery {found.id} is due now")
+        explain(f"watch it with `safelight webhooks show {found.id}`")
+        return
+    at = 0.0 if since is None else since.astimezone().timestamp()
+    num_due = with_store(
+        settings,
+        lambda store: store.deliveries.resend_since(endpoint or "", at, include_delivered=include_delivered),
+    )
+    say(f"{num_due} deliveries are due now")
 
 
 def secret(
     project: Annotated[str, typer.Option(help="Each project has its own.")] = "default",
+    endpoint: Annotated[str | None, typer.Option(help="Instead: the secret of this registered endpoint.")] = None,
     data: DataOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -83,11 +112,13 @@ def secret(
     """Print the secret that deliveries are signed with, alone, on stdout."""
 
     async def look(store: Store) -> str:
+        if endpoint is not None:
+            return (await store.webhook_endpoints.secrets(endpoint))[0]
         return store.webhook_secret(project)
 
     found = with_store(settings_of(config, data), look)
     if as_json:
-        say_json({"project": project, "secret": found})
+        say_json({"endpoint": endpoint, "secret": found} if endpoint else {"project": project, "secret": found})
     else:
         say(found)
     explain(
@@ -95,7 +126,7 @@ def secret(
     )
 
 
-COMMANDS = {"list": list_deliveries, "show": show, "resend": resend, "secret": secret}
+COMMANDS = endpoints.COMMANDS | {"list": list_deliveries, "show": show, "resend": resend, "secret": secret}
 
 
 def _answer(attempt: DeliveryAttempt) -> str:

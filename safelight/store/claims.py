@@ -261,14 +261,13 @@ def _end(
     error: RunError | None = None,
     **columns: object,
 ) -> sa.Row[Any] | None:
-    """The one way to an end: status, event and delivery. None when the run is no longer as known."""
+    """The one way to an end: status, event and deliveries. None when the run is no longer as known."""
     if error is not None:
         columns |= {"error_code": error.code, "error_message": error.message}
     row = connection.execute(END, {**known, "status": status, **columns}).first()
     if row is not None:
         events.append(connection, row, RunEventKind(status.value), at=row.ended_at, error=error)
-        if row.webhook_endpoint is not None:
-            deliveries.add(connection, row)
+        deliveries.add(connection, row)
     return row
 
 

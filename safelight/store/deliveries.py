@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from safelight.errors import NotFound
-from safelight.runs import Delivery, DeliveryAttempt, DeliveryStatus
+from safelight.errors import Conflict, NotFound
+from safelight.runs import Delivery, DeliveryAttempt, DeliveryStatus, EndpointStatus, RunStatus
+from safelight.store import endpoints
 from safelight.store.database import Database, now
+from safelight.store.hosts import host_of
 from safelight.store.notifications import Notifications
 from safelight.store.rows import delivery_from
-from safelight.store.schema import IS_PENDING, attempts, deliveries
+from safelight.store.schema import IS_PENDING, attempts, deliveries, runs
+
+GONE = 410
+
+CAN_BE_TOLD = sa.or_(runs.c.status != RunStatus.SUCCEEDED, runs.c.images_expired_at.is_(None))
+"""The run still has what a delivery about it must hold."""
+
+DUE_AGAIN: Mapping[str, Any] = {
+    "status": DeliveryStatus.PENDING,
+    "reason": "",
+    "next_attempt_at": now(),
+    "num_attempts_before_resend": deliveries.c.num_attempts,
+}
 
 
 class Deliveries:
@@ -24,9 +39,17 @@ class Deliveries:
         self._database = database
         self._notifications = notifications
 
-    async def claim_due(self, *, limit: int, lease_seconds: float) -> list[Delivery]:
+    async def claim_due(
+        self, *, limit: int, lease_seconds: float, without_hosts: Collection[str] = ()
+    ) -> list[Delivery]:
         """Take deliveries that are due, the longest due first; for `lease_seconds` nobody else gets them. One transaction."""
-        return await self._database.write(_claim_due, limit=limit, lease_seconds=lease_seconds)
+        return await self._database.write(_claim_due, limit, lease_seconds, without_hosts)
+
+    async def release(self, claimed: Sequence[Delivery]) -> None:
+        """Give back what `claim_due` gave and was not sent: it is due at once, unless its lease has ended. One transaction."""
+        if claimed:
+            await self._database.write(_release, claimed)
+            self._notifications.publish("deliveries")
 
     async def record(
         self,
@@ -37,16 +60,17 @@ class Deliveries:
         delivered: bool,
         give_up: bool,
         retry_after_seconds: float | None,
+        disable_after_seconds: float | None = None,
     ) -> Delivery:
         """Keep what came of an attempt and decide what is next. One transaction.
 
         The attempt gets the next number whatever `attempt.number` says. `retry_seconds[n]` is the wait before try
-        n, the first being 0; it and `retry_after_seconds` both hold. A delivery that has arrived stays so.
+        n, the first being 0; it and `retry_after_seconds` both hold. What has arrived, or was ended meanwhile, stays so.
+        A registered endpoint that only failed for `disable_after_seconds`, or says 410, is disabled; None: the attempt
+        says nothing about the endpoint.
         """
-        wait = retry_after_seconds or 0.0
-        return await self._database.write(
-            _record, delivery_id, attempt, retry_seconds=retry_seconds, delivered=delivered, give_up=give_up, wait=wait
-        )
+        schedule = _Schedule(retry_seconds, retry_after_seconds or 0.0, disable_after_seconds)
+        return await self._database.write(_record, delivery_id, attempt, schedule, delivered=delivered, give_up=give_up)
 
     async def get(self, delivery_id: str, *, project: str | None = None) -> Delivery:
         """One delivery with its attempts; any project's when `project` is None. Raises NotFound. One transaction."""
@@ -57,46 +81,103 @@ class Deliveries:
         *,
         project: str | None = None,
         run_id: str | None = None,
+        endpoint_id: str | None = None,
         status: DeliveryStatus | None = None,
+        before: tuple[float, str] | None = None,
         limit: int = 50,
     ) -> list[Delivery]:
-        """Deliveries with their attempts, newest first. One transaction."""
-        return await self._database.read(_list, project=project, run_id=run_id, status=status, limit=limit)
+        """Deliveries with their attempts, newest first; `before` is time and id of the last one seen. One transaction."""
+        query = sa.select(deliveries).order_by(deliveries.c.created_at.desc(), deliveries.c.id.desc()).limit(limit)
+        for column, wanted in (
+            (deliveries.c.project, project),
+            (deliveries.c.run_id, run_id),
+            (deliveries.c.endpoint_id, endpoint_id),
+            (deliveries.c.status, status),
+        ):
+            if wanted is not None:
+                query = query.where(column == wanted)
+        if before is not None:
+            query = query.where(sa.tuple_(deliveries.c.created_at, deliveries.c.id) < sa.tuple_(*before))
+        return await self._database.read(_list, query)
 
     async def resend(self, delivery_id: str, *, project: str | None = None) -> Delivery:
-        """Make a delivery due now, with a whole schedule of tries; its attempts are kept. Raises NotFound. One transaction."""
+        """Make a delivery due now, with a whole schedule of tries; its attempts are kept. One transaction.
+
+        Raises NotFound; Conflict when what it would send is gone, or its endpoint is disabled.
+        """
         delivery = await self._database.write(_resend, delivery_id, project)
         self._notifications.publish("deliveries")
         return delivery
 
-    async def seconds_to_next(self) -> float | None:
+    async def resend_since(
+        self, endpoint_id: str, since: float, *, project: str | None = None, include_delivered: bool = False
+    ) -> int:
+        """Make everything due again that failed at an endpoint since a time, or all of it. How many. One transaction.
+
+        What can no longer be sent is left out. Raises NotFound, Conflict when the endpoint is disabled.
+        """
+        num_due = await self._database.write(_resend_since, endpoint_id, since, project, include_delivered)
+        self._notifications.publish("deliveries")
+        return num_due
+
+    async def seconds_to_next(self, *, without_hosts: Collection[str] = ()) -> float | None:
         """How long until a delivery is due (0 when one is), None when none is pending. One transaction."""
-        return await self._database.read(_seconds_to_next)
+        return await self._database.read(_seconds_to_next, without_hosts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Schedule:
+    retry_seconds: Sequence[float]
+    wait: float
+    disable_after_seconds: float | None
 
 
 def add(connection: Connection, run: sa.Row[Any]) -> None:
-    """A delivery, due now, for the run of a row that has just ended. Its event id can be told from the run's."""
-    connection.execute(
-        sa.insert(deliveries),
-        {
-            "id": str(uuid.uuid4()),
-            "event_id": "evt_" + run.id.replace("-", ""),
-            "run_id": run.id,
-            "project": run.project,
-            "url": run.webhook_endpoint,
-            "status": DeliveryStatus.PENDING,
-            "created_at": run.ended_at,
-            "next_attempt_at": run.ended_at,
-            "num_attempts": 0,
-            "num_attempts_before_resend": 0,
-        },
-    )
+    """Deliveries, due now, for the run of a row that has just ended: to its own URL, and to each endpoint that wants it.
+
+    Their event id can be told from the run's. One to a disabled endpoint has failed already, and can be resent later.
+    """
+    new = [] if run.webhook_endpoint is None else [_columns(run, run.webhook_endpoint, host_of(run.webhook_endpoint))]
+    for endpoint in endpoints.wanting(connection, run.project, run.status):
+        columns = _columns(run, endpoint.url, endpoint.host) | {"endpoint_id": endpoint.id}
+        if endpoint.status != EndpointStatus.ENABLED:
+            columns |= {"status": DeliveryStatus.FAILED, "next_attempt_at": None, "reason": "the endpoint was disabled"}
+        new.append(columns)
+    if new:
+        connection.execute(sa.insert(deliveries), new)
 
 
-def _claim_due(connection: Connection, *, limit: int, lease_seconds: float) -> list[Delivery]:
+def end_with_run(connection: Connection, run_ids: Sequence[str]) -> None:
+    """End what is on its way for runs that are deleted in this transaction."""
+    is_waiting = sa.and_(deliveries.c.run_id.in_(run_ids), IS_PENDING)
+    values = {"status": DeliveryStatus.FAILED, "reason": "the run was deleted", "next_attempt_at": None}
+    connection.execute(sa.update(deliveries).where(is_waiting).values(values))
+
+
+def _columns(run: sa.Row[Any], url: str, host: str) -> dict[str, object]:
+    return {
+        "id": str(uuid.uuid4()),
+        "event_id": "evt_" + run.id.replace("-", ""),
+        "run_id": run.id,
+        "project": run.project,
+        "endpoint_id": None,
+        "url": url,
+        "host": host,
+        "status": DeliveryStatus.PENDING,
+        "reason": "",
+        "created_at": run.ended_at,
+        "next_attempt_at": run.ended_at,
+        "num_attempts": 0,
+        "num_attempts_before_resend": 0,
+    }
+
+
+def _claim_due(
+    connection: Connection, limit: int, lease_seconds: float, without_hosts: Collection[str]
+) -> list[Delivery]:
     due = (
         sa.select(deliveries.c.id, deliveries.c.next_attempt_at)
-        .where(IS_PENDING, deliveries.c.next_attempt_at <= now())
+        .where(IS_PENDING, deliveries.c.next_attempt_at <= now(), *_elsewhere(without_hosts))
         .order_by(deliveries.c.next_attempt_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -114,17 +195,42 @@ def _claim_due(connection: Connection, *, limit: int, lease_seconds: float) -> l
     return _with_attempts(connection, sorted(taken, key=lambda row: ids.index(row.id)))
 
 
+def _release(connection: Connection, claimed: Sequence[Delivery]) -> None:
+    for delivery in claimed:
+        # The end of the lease tells this claim from a later one.
+        is_held = sa.and_(deliveries.c.id == delivery.id, deliveries.c.next_attempt_at == delivery.next_attempt_at)
+        connection.execute(sa.update(deliveries).where(is_held, IS_PENDING).values(next_attempt_at=now()))
+
+
 def _record(
     connection: Connection,
     delivery_id: str,
     attempt: DeliveryAttempt,
+    schedule: _Schedule,
     *,
-    retry_seconds: Sequence[float],
     delivered: bool,
     give_up: bool,
-    wait: float,
 ) -> Delivery:
+    row = _row(connection, delivery_id)
+    if row.endpoint_id is not None and schedule.disable_after_seconds is not None:
+        # Before the delivery is locked: who disables an endpoint locks it first, and its deliveries then.
+        is_gone, limit = attempt.status_code == GONE, schedule.disable_after_seconds
+        endpoints.note(connection, row.endpoint_id, is_success=delivered, is_gone=is_gone, disable_after=limit)
     row = _change(connection, deliveries.c.id == delivery_id, {"num_attempts": deliveries.c.num_attempts + 1})
+    _add_attempt(connection, row, attempt)
+    num_tries = row.num_attempts - row.num_attempts_before_resend
+    if delivered or row.status == DeliveryStatus.DELIVERED:
+        values: dict[str, object] = {"status": DeliveryStatus.DELIVERED, "next_attempt_at": None, "reason": ""}
+    elif row.status == DeliveryStatus.FAILED:
+        values = {"next_attempt_at": None}
+    elif give_up or num_tries >= len(schedule.retry_seconds):
+        values = {"status": DeliveryStatus.FAILED, "next_attempt_at": None}
+    else:
+        values = {"next_attempt_at": now() + max(schedule.retry_seconds[num_tries], schedule.wait)}
+    return _with_attempts(connection, [_change(connection, deliveries.c.id == delivery_id, values)])[0]
+
+
+def _add_attempt(connection: Connection, row: sa.Row[Any], attempt: DeliveryAttempt) -> None:
     connection.execute(
         sa.insert(attempts),
         {
@@ -137,50 +243,57 @@ def _record(
             "response_excerpt": attempt.response_excerpt,
         },
     )
-    num_tries = row.num_attempts - row.num_attempts_before_resend
-    if delivered or row.status == DeliveryStatus.DELIVERED:
-        values: dict[str, object] = {"status": DeliveryStatus.DELIVERED, "next_attempt_at": None}
-    elif give_up or num_tries >= len(retry_seconds):
-        values = {"status": DeliveryStatus.FAILED, "next_attempt_at": None}
-    else:
-        values = {"next_attempt_at": now() + max(retry_seconds[num_tries], wait)}
-    return _with_attempts(connection, [_change(connection, deliveries.c.id == delivery_id, values)])[0]
 
 
 def _get(connection: Connection, delivery_id: str, project: str | None) -> Delivery:
+    return _with_attempts(connection, [_row(connection, delivery_id, project)])[0]
+
+
+def _row(connection: Connection, delivery_id: str, project: str | None = None) -> sa.Row[Any]:
     row = connection.execute(sa.select(deliveries).where(_is_visible(delivery_id, project))).first()
     if row is None:
         raise _not_found()
-    return _with_attempts(connection, [row])[0]
+    return row
 
 
-def _list(
-    connection: Connection, *, project: str | None, run_id: str | None, status: DeliveryStatus | None, limit: int
-) -> list[Delivery]:
-    query = sa.select(deliveries).order_by(deliveries.c.created_at.desc(), deliveries.c.id.desc()).limit(limit)
-    for column, wanted in (
-        (deliveries.c.project, project),
-        (deliveries.c.run_id, run_id),
-        (deliveries.c.status, status),
-    ):
-        if wanted is not None:
-            query = query.where(column == wanted)
+def _list(connection: Connection, query: sa.Select[Any]) -> list[Delivery]:
     return _with_attempts(connection, connection.execute(query).all())
 
 
 def _resend(connection: Connection, delivery_id: str, project: str | None) -> Delivery:
-    values = {
-        "status": DeliveryStatus.PENDING,
-        "next_attempt_at": now(),
-        "num_attempts_before_resend": deliveries.c.num_attempts,
-    }
-    return _with_attempts(connection, [_change(connection, _is_visible(delivery_id, project), values)])[0]
+    row = _change(connection, _is_visible(delivery_id, project), DUE_AGAIN)
+    if row.endpoint_id is not None:
+        # It goes to where the endpoint is now.
+        address = endpoints.address_of(connection, row.endpoint_id, project)
+        row = _change(connection, deliveries.c.id == row.id, address)
+    if connection.execute(sa.select(runs.c.id).where(runs.c.id == row.run_id, CAN_BE_TOLD)).first() is None:
+        raise Conflict("the run or its images are gone, so there is nothing to send", run_id=row.run_id)
+    return _with_attempts(connection, [row])[0]
 
 
-def _seconds_to_next(connection: Connection) -> float | None:
-    nearest = sa.select(sa.func.min(deliveries.c.next_attempt_at)).where(IS_PENDING).scalar_subquery()
+def _resend_since(
+    connection: Connection, endpoint_id: str, since: float, project: str | None, include_delivered: bool
+) -> int:
+    address = endpoints.address_of(connection, endpoint_id, project)
+    wanted = [DeliveryStatus.FAILED, *([DeliveryStatus.DELIVERED] if include_delivered else [])]
+    is_wanted = sa.and_(
+        deliveries.c.endpoint_id == endpoint_id,
+        deliveries.c.created_at >= since,
+        deliveries.c.status.in_(wanted),
+        sa.exists().where(runs.c.id == deliveries.c.run_id, CAN_BE_TOLD),
+    )
+    return connection.execute(sa.update(deliveries).where(is_wanted).values({**DUE_AGAIN, **address})).rowcount
+
+
+def _seconds_to_next(connection: Connection, without_hosts: Collection[str]) -> float | None:
+    earliest = sa.select(sa.func.min(deliveries.c.next_attempt_at))
+    nearest = earliest.where(IS_PENDING, *_elsewhere(without_hosts)).scalar_subquery()
     seconds: float | None = connection.execute(sa.select(nearest - now())).scalar()
     return None if seconds is None else max(0.0, seconds)
+
+
+def _elsewhere(without_hosts: Collection[str]) -> list[sa.ColumnElement[bool]]:
+    return [deliveries.c.host.not_in(without_hosts)] if without_hosts else []
 
 
 def _change(connection: Connection, condition: sa.ColumnElement[bool], values: Mapping[str, object]) -> sa.Row[Any]:

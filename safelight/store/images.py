@@ -65,6 +65,12 @@ class ImageFolder:
         """Remove files that are in no row and no longer young, below one `shelf` (a run id's first two characters)."""
         return await asyncio.to_thread(self._sweep, known_paths, older_than_seconds, shelf)
 
+    async def orphans(
+        self, known_paths: Container[str], older_than_seconds: float = 3600.0, *, shelf: str = "??"
+    ) -> list[int]:
+        """The sizes of the files that `sweep` would remove."""
+        return await asyncio.to_thread(self._orphan_sizes, known_paths, older_than_seconds, shelf)
+
     async def shelves(self) -> list[str]:
         """The folders that `sweep` can be asked for one by one."""
         return await asyncio.to_thread(lambda: sorted(shelf.name for shelf in self._folder.glob("??")))
@@ -108,10 +114,20 @@ class ImageFolder:
                 folder.rmdir()
 
     def _sweep(self, known_paths: Container[str], older_than_seconds: float, shelf: str) -> int:
-        oldest_kept = time.time() - older_than_seconds
-        orphans = [file for file in self._old_files(shelf, oldest_kept) if self._name(file) not in known_paths]
+        orphans = self._orphans(known_paths, older_than_seconds, shelf)
         self._remove(orphans)
         return len(orphans)
+
+    def _orphans(self, known_paths: Container[str], older_than_seconds: float, shelf: str) -> list[Path]:
+        oldest_kept = time.time() - older_than_seconds
+        return [file for file in self._old_files(shelf, oldest_kept) if self._name(file) not in known_paths]
+
+    def _orphan_sizes(self, known_paths: Container[str], older_than_seconds: float, shelf: str) -> list[int]:
+        sizes = []
+        for file in self._orphans(known_paths, older_than_seconds, shelf):
+            with suppress(FileNotFoundError):
+                sizes.append(file.stat().st_size)
+        return sizes
 
     def _old_files(self, shelf: str, oldest_kept: float) -> Iterator[Path]:
         for file in self._folder.glob(f"{shelf}/*/*"):

@@ -15,6 +15,7 @@ from safelight.runs import (
     Delivery,
     DeliveryAttempt,
     DeliveryStatus,
+    EndpointStatus,
     ImageRecord,
     OutputFormat,
     Run,
@@ -25,6 +26,7 @@ from safelight.runs import (
     RunStatus,
     SamplerName,
     Spacing,
+    WebhookEndpoint,
 )
 
 T = TypeVar("T", RunParams, Defaults, Limits, Allowance)
@@ -71,7 +73,9 @@ def run_from(row: Row[Any], images: Sequence[Row[Any]] = ()) -> Run:
         webhook_endpoint=row.webhook_endpoint,
         warnings=tuple(json.loads(row.warnings)),
         error=_error_from(row),
-        images=tuple(image_from(image) for image in images),
+        # Their rows stay, for whoever counts what was drawn.
+        images=() if row.images_expired_at else tuple(image_from(image) for image in images),
+        images_expired_at=row.images_expired_at,
     )
 
 
@@ -112,7 +116,24 @@ def delivery_from(row: Row[Any], attempts: Sequence[Row[Any]] = ()) -> Delivery:
         created_at=row.created_at,
         next_attempt_at=row.next_attempt_at,
         num_attempts=row.num_attempts,
+        endpoint_id=row.endpoint_id,
+        host=row.host,
+        reason=row.reason,
         attempts=tuple(_attempt_from(attempt) for attempt in attempts),
+    )
+
+
+def endpoint_from(row: Row[Any], *, previous_secret_ends_at: float | None = None) -> WebhookEndpoint:
+    return WebhookEndpoint(
+        id=row.id,
+        project=row.project,
+        url=row.url,
+        events=frozenset(RunStatus(event) for event in row.events.split()),
+        status=EndpointStatus(row.status),
+        status_reason=row.status_reason,
+        created_at=row.created_at,
+        failing_since=row.failing_since,
+        previous_secret_ends_at=previous_secret_ends_at,
     )
 
 

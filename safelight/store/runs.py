@@ -24,15 +24,14 @@ from safelight.runs import (
     RunEventKind,
     RunStatus,
 )
-from safelight.store import claims, events, ledger
+from safelight.store import claims, deliveries, events, ledger, retention
 from safelight.store.database import Database, now
 from safelight.store.images import ImageFolder
 from safelight.store.notifications import Notifications
 from safelight.store.rows import run_from, to_json
-from safelight.store.schema import HAS_ENDED, IS_QUEUED, IS_RUNNING, deliveries, images, runs
+from safelight.store.schema import HAS_ENDED, IS_QUEUED, IS_RUNNING, images, runs
 
 NUM_RECENT_RUNS = 20
-PRUNE_BATCH = 200
 MAX_NUMBER = 2**63
 ANY_ATTEMPTS = 2**31 - 1
 ROOM_SHARE = 0.1
@@ -171,7 +170,7 @@ class Runs:
         return taken_back
 
     async def delete(self, run_id: str, *, project: str | None = None) -> None:
-        """Forget a run and all that belongs to it. Raises NotFound, Conflict while it runs. One transaction."""
+        """Forget a run and its images; what is on its way to webhooks ends. Raises NotFound, Conflict while it runs. One transaction."""
         await self._image_folder.remove(await self._database.write(_delete, run_id, project))
         self._hint_runs([run_id])
 
@@ -179,10 +178,10 @@ class Runs:
         """Forget runs that ended that long ago and have told their webhook. One transaction per batch."""
         num_pruned = 0
         while True:
-            num_runs, paths = await self._database.write(_prune, older_than_seconds)
+            num_runs, paths = await self._database.write(retention.expire_runs, older_than_seconds)
             await self._image_folder.remove(paths)
             num_pruned += num_runs
-            if num_runs < PRUNE_BATCH:
+            if num_runs < retention.PRUNE_BATCH:
                 await self._database.write(ledger.merge_days)
                 return num_pruned
 
@@ -220,7 +219,7 @@ class Runs:
 
     def _hint_end(self, run: Run) -> None:
         self._hint_runs([run.id])
-        if run.status.has_ended and run.webhook_endpoint is not None:
+        if run.status.has_ended:
             self._notifications.publish("deliveries")
 
     def _hint_runs(self, run_ids: Sequence[str]) -> None:
@@ -355,29 +354,8 @@ def _delete(connection: Connection, run_id: str, project: str | None) -> list[st
     row = _row(connection, LOCK, run_id, project)
     if row.status == RunStatus.RUNNING:
         raise Conflict("the run is being drawn; cancel it first, then delete it", run_id=run_id)
-    return _forget(connection, [run_id])
-
-
-def _prune(connection: Connection, older_than_seconds: float) -> tuple[int, list[str]]:
-    is_waited_for = sa.exists().where(deliveries.c.run_id == runs.c.id, deliveries.c.status == "pending")
-    expired = (
-        sa.select(runs.c.id)
-        .where(HAS_ENDED, runs.c.ended_at < now() - older_than_seconds, ~is_waited_for)
-        .order_by(runs.c.ended_at)
-        .limit(PRUNE_BATCH)
-    )
-    run_ids = list(connection.execute(expired).scalars())
-    return len(run_ids), _forget(connection, run_ids)
-
-
-def _forget(connection: Connection, run_ids: Sequence[str]) -> list[str]:
-    """Delete runs with all rows that belong to them. The paths of their pictures."""
-    if not run_ids:
-        return []
-    ledger.settle(connection, run_ids)
-    paths = list(connection.execute(sa.select(images.c.path).where(images.c.run_id.in_(run_ids))).scalars())
-    connection.execute(sa.delete(runs).where(runs.c.id.in_(run_ids)))
-    return paths
+    deliveries.end_with_run(connection, [run_id])
+    return retention.forget(connection, [run_id])
 
 
 def _unfinished(connection: Connection) -> frozenset[str]:
@@ -388,5 +366,7 @@ def _unfinished(connection: Connection) -> frozenset[str]:
 
 def _image_paths(connection: Connection, shelf: str) -> frozenset[str]:
     after_shelf = shelf[:-1] + chr(ord(shelf[-1]) + 1)
-    on_shelf = sa.select(images.c.path).where(images.c.run_id >= shelf, images.c.run_id < after_shelf)
+    is_on_shelf = sa.and_(images.c.run_id >= shelf, images.c.run_id < after_shelf)
+    kept = sa.select(images.c.path).join(runs, runs.c.id == images.c.run_id)
+    on_shelf = kept.where(is_on_shelf, runs.c.images_expired_at.is_(None))
     return frozenset(connection.execute(on_shelf).scalars())

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from safelight.store.database import Number
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest migration: a database that says so needs none."""
 
 
@@ -77,6 +77,7 @@ runs = sa.Table(
     sa.Column("pixel_steps", sa.BigInteger),
     sa.Column("weight", Real),
     sa.Column("device_ms", Real),
+    sa.Column("images_expired_at", Real),
 )
 
 IS_QUEUED = sa.text("status = 'queued'")
@@ -134,24 +135,65 @@ images = sa.Table(
     sqlite_with_rowid=False,
 )
 
+webhook_endpoints = sa.Table(
+    "webhook_endpoints",
+    metadata,
+    sa.Column("id", Text, primary_key=True),
+    sa.Column("project", Text, nullable=False),
+    sa.Column("url", Text, nullable=False),
+    sa.Column("host", Text, nullable=False),
+    sa.Column("events", Text, nullable=False),
+    sa.Column("status", Text, nullable=False),
+    sa.Column("status_reason", Text, nullable=False),
+    sa.Column("created_at", Real, nullable=False),
+    sa.Column("failing_since", Real),
+    sa.Column("secret_number", sa.Integer, nullable=False),
+    sa.UniqueConstraint("project", "url", name="webhook_endpoints_address"),
+)
+
+endpoint_secrets = sa.Table(
+    "endpoint_secrets",
+    metadata,
+    sa.Column("endpoint_id", Text, sa.ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("created_at", Real, nullable=False),
+    sa.Column("ends_at", Real),
+    sa.PrimaryKeyConstraint("endpoint_id", "number"),
+    sqlite_with_rowid=False,
+)
+
+# A delivery outlives its run and its endpoint: what was sent where is a log, and keeps their ids without a foreign key.
 deliveries = sa.Table(
     "deliveries",
     metadata,
     sa.Column("id", Text, primary_key=True),
     sa.Column("event_id", Text, nullable=False),
-    _run_id(),
+    sa.Column("run_id", Text, nullable=False),
     sa.Column("project", Text, nullable=False),
+    sa.Column("endpoint_id", Text),
     sa.Column("url", Text, nullable=False),
+    sa.Column("host", Text, nullable=False),
     sa.Column("status", Text, nullable=False),
+    sa.Column("reason", Text, nullable=False),
     sa.Column("created_at", Real, nullable=False),
     sa.Column("next_attempt_at", Real),
     sa.Column("num_attempts", sa.Integer, nullable=False),
     sa.Column("num_attempts_before_resend", sa.Integer, nullable=False),
-    sa.UniqueConstraint("event_id", "url", name="deliveries_event"),
 )
 
 IS_PENDING = sa.text("status = 'pending'")
+IS_OF_RUN = sa.text("endpoint_id IS NULL")
+IS_OF_ENDPOINT = sa.text("endpoint_id IS NOT NULL")
 
+sa.Index("deliveries_event", deliveries.c.event_id, unique=True, sqlite_where=IS_OF_RUN, postgresql_where=IS_OF_RUN)
+sa.Index(
+    "deliveries_by_endpoint",
+    deliveries.c.endpoint_id,
+    deliveries.c.event_id,
+    unique=True,
+    sqlite_where=IS_OF_ENDPOINT,
+    postgresql_where=IS_OF_ENDPOINT,
+)
 sa.Index("deliveries_due", deliveries.c.next_attempt_at, sqlite_where=IS_PENDING, postgresql_where=IS_PENDING)
 sa.Index("deliveries_by_run", deliveries.c.run_id)
 sa.Index("deliveries_newest", deliveries.c.created_at)

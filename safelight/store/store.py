@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -17,10 +17,12 @@ from typing import Self
 from sqlalchemy.engine import Engine
 
 from safelight.errors import ConfigError
+from safelight.runs import Delivery
 from safelight.store.checkpoints import CheckpointFolder
 from safelight.store.database import Database, open_engine, open_wire
 from safelight.store.deliveries import Deliveries
 from safelight.store.deployments import DeploymentTable
+from safelight.store.endpoints import WebhookEndpoints
 from safelight.store.events import Events
 from safelight.store.figures import Figures
 from safelight.store.images import ImageFolder, sync_folder
@@ -29,6 +31,7 @@ from safelight.store.ledger import Ledger
 from safelight.store.measures import MeasureTable
 from safelight.store.migrations import migrate
 from safelight.store.notifications import Notifications, Wire
+from safelight.store.retention import Retention
 from safelight.store.runs import Runs
 from safelight.store.search import Search
 from safelight.store.sign_in import SignInLinks
@@ -43,9 +46,11 @@ class Store:
         self.notifications = Notifications(wire)
         self.images = ImageFolder(data / "images", thumbnails=data / "thumbnails")
         self.checkpoints = CheckpointFolder(data / "checkpoints")
+        self.retention = Retention(database, self.images)
         self.runs = Runs(database, self.notifications, self.images)
         self.events = Events(database)
         self.deliveries = Deliveries(database, self.notifications)
+        self.webhook_endpoints = WebhookEndpoints(database, secret)
         self.keys = Keys(database, secret)
         self.deployments = DeploymentTable(database, self.notifications)
         self.figures = Figures(database)
@@ -82,6 +87,12 @@ class Store:
         derived = hmac.new(self._secret, b"webhook:" + project.encode(), hashlib.sha256).digest()
         return "whsec_" + base64.b64encode(derived).decode()
 
+    async def signing_secrets(self, delivery: Delivery) -> Sequence[str]:
+        """What a delivery is signed with, newest first: its endpoint's secrets, or its project's. Raises NotFound."""
+        if delivery.endpoint_id is None:
+            return (self.webhook_secret(delivery.project),)
+        return await self.webhook_endpoints.secrets(delivery.endpoint_id)
+
     async def sweep_images(self, *, older_than_seconds: float = 3600.0) -> int:
         """Remove image files that no row names. One transaction per shelf of the folder."""
         num_swept = 0
@@ -89,6 +100,14 @@ class Store:
             known = await self.runs.image_paths(shelf)
             num_swept += await self.images.sweep(known, older_than_seconds, shelf=shelf)
         return num_swept
+
+    async def find_orphans(self, *, older_than_seconds: float = 3600.0) -> list[int]:
+        """The sizes of the files that `sweep_images` would remove. One transaction per shelf of the folder."""
+        sizes: list[int] = []
+        for shelf in await self.images.shelves():
+            known = await self.runs.image_paths(shelf)
+            sizes += await self.images.orphans(known, older_than_seconds, shelf=shelf)
+        return sizes
 
     async def sweep_checkpoints(self, *, older_than_seconds: float = 600.0) -> int:
         """Remove checkpoints of runs that have ended or are gone. One transaction."""

@@ -7,21 +7,23 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import httpcore2
 
 from safelight.config import WebhookSettings
 from safelight.envelope import failure_body, success_body
-from safelight.errors import NotFound
-from safelight.runs import Delivery, DeliveryAttempt, Run, RunStatus
+from safelight.errors import NotFound, SafelightError
+from safelight.runs import Delivery, DeliveryAttempt, DeliveryStatus, Run, RunStatus
 from safelight.store import Store
 from safelight.version import __version__
 from safelight.webhooks.exchange import Answer, Poster
 from safelight.webhooks.lanes import Lanes
 from safelight.webhooks.signing import sign
-from safelight.webhooks.targets import GuardedBackend, Resolver, TargetPolicy, host_of, is_literal
+from safelight.webhooks.targets import GuardedBackend, Resolver, TargetPolicy, is_literal
 
 log = logging.getLogger("safelight.webhooks")
 
@@ -32,7 +34,19 @@ JITTER = 0.2
 """A wait grows by up to this share, so that endpoints that come back are not called by everyone in one moment."""
 
 _CLAIM_LIMIT = 100
+_MAX_WAITING = 1000
+_MAX_PAUSE_SECONDS = 60.0
+_DAY_SECONDS = 86400.0
 _STATUS_CODES = {RunStatus.SUCCEEDED: 200, RunStatus.FAILED: 500, RunStatus.CANCELLED: 409}
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """What came of a try; `give_up`: no later one could go better; not `was_sent`: it says nothing about the endpoint."""
+
+    answer: Answer
+    give_up: bool
+    was_sent: bool = True
 
 
 class Deliverer:
@@ -46,7 +60,7 @@ class Deliverer:
         policy: TargetPolicy,
         network: httpcore2.AsyncNetworkBackend | None = None,
         resolve: Resolver | None = None,
-        secrets: Callable[[str], Sequence[str]] | None = None,
+        secrets: Callable[[Delivery], Awaitable[Sequence[str]]] | None = None,
         max_concurrent: int = 32,
         poll_seconds: float = 1.0,
         ssl_context: ssl.SSLContext | None = None,
@@ -54,10 +68,10 @@ class Deliverer:
         jitter: Callable[[], float] = random.random,
         count_attempt: Callable[[int | None], None] = lambda status_code: None,
     ) -> None:
-        """`network` and `resolve` are what `policy` guards; `secrets` gives a project's signing secrets, newest first."""
+        """`network` and `resolve` are what `policy` guards; `secrets` gives what a delivery is signed with, newest first."""
         self._store = store
         self._settings = settings
-        self._secrets = secrets or (lambda project: (store.webhook_secret(project),))
+        self._secrets = secrets or store.signing_secrets
         self._poll_seconds = poll_seconds
         self._now = now
         self._jitter = jitter
@@ -65,7 +79,10 @@ class Deliverer:
         guarded = GuardedBackend(policy, resolve=resolve, network=network)
         self._poster = Poster(guarded, timeout_seconds=settings.timeout_seconds, now=now, ssl_context=ssl_context)
         self._lanes = Lanes(max_per_host=settings.max_concurrent_per_host, max_total=max_concurrent)
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], Delivery] = {}
+        self._num_troubles = 0
+        self._left_out: frozenset[str] = frozenset()
+        self._has_room = asyncio.Event()
         self._closing = asyncio.Event()
 
     async def run(self) -> None:
@@ -74,108 +91,155 @@ class Deliverer:
         try:
             with self._store.notifications.listen("deliveries") as hints:
                 while not self._closing.is_set():
+                    self._has_room.clear()
                     pause_seconds = await self._claim()
-                    hint = asyncio.create_task(hints.wait(pause_seconds))
-                    try:
-                        await asyncio.wait({closing, hint}, return_when=asyncio.FIRST_COMPLETED)
-                    finally:
-                        hint.cancel()
+                    # A hint says that something is due, not that the store is well again.
+                    wakers = [] if self._num_troubles else [hints.wait(pause_seconds), self._has_room.wait()]
+                    await _first_of(closing, wakers, timeout_seconds=pause_seconds)
         finally:
             closing.cancel()
             await self.close()
 
     async def close(self, *, grace_seconds: float = 5.0) -> None:
-        """Start nothing more and give what is on its way `grace_seconds`. What is cut off then is sent again later."""
+        """Start nothing more and give what is on its way `grace_seconds`. What was not sent is due again at once."""
         self._closing.set()
         if self._running:
             await asyncio.wait(self._running, timeout=grace_seconds)
+        cut_off = list(self._running.values())
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
+        await self._release([*cut_off, *self._lanes.clear()])
         await self._poster.close()
 
+    async def _release(self, unsent: Sequence[Delivery]) -> None:
+        try:
+            await self._store.deliveries.release(unsent)
+        except Exception as error:
+            log.warning("deliveries wait for the end of their lease", extra={"num": len(unsent), "reason": str(error)})
+
     async def _claim(self) -> float:
-        """Claim everything that is due and start what fits. Returns how long nothing else will be due, in seconds."""
+        """Claim what is due and has room, and start what fits. Returns how long nothing else will be due, in seconds."""
+        try:
+            pause_seconds = await self._claim_due()
+        except Exception as error:
+            return self._outlive(error)
+        if self._num_troubles:
+            log.info("deliveries are claimed again", extra={"failures": self._num_troubles})
+            self._num_troubles = 0
+        return pause_seconds
+
+    async def _claim_due(self) -> float:
         # Long enough to wait for a place in the lane three times over and still be sent under the same lease.
         lease_seconds = 4 * self._settings.timeout_seconds
-        try:
-            while not self._closing.is_set():
-                next_seconds = await self._store.deliveries.seconds_to_next()
-                if next_seconds is None or next_seconds > 0:
-                    return self._poll_seconds if next_seconds is None else min(next_seconds, self._poll_seconds)
-                deadline = time.monotonic() + lease_seconds - 1.25 * self._settings.timeout_seconds
-                claimed = await self._store.deliveries.claim_due(limit=_CLAIM_LIMIT, lease_seconds=lease_seconds)
-                for delivery in claimed:
-                    self._lanes.add(host_of(delivery.url), delivery, deadline)
-                self._start_what_fits()
-                if not claimed:
-                    break
-        except Exception:
-            log.exception("due deliveries could not be claimed; trying again in %g s", self._poll_seconds)
+        while not self._closing.is_set() and self._lanes.num_waiting < _MAX_WAITING:
+            full = self._left_out = self._lanes.full_hosts()
+            next_seconds = await self._store.deliveries.seconds_to_next(without_hosts=full)
+            if next_seconds is None or next_seconds > 0:
+                return self._poll_seconds if next_seconds is None else min(next_seconds, self._poll_seconds)
+            deadline = time.monotonic() + lease_seconds - 1.25 * self._settings.timeout_seconds
+            claimed = await self._store.deliveries.claim_due(
+                limit=_CLAIM_LIMIT, lease_seconds=lease_seconds, without_hosts=full
+            )
+            for delivery in claimed:
+                self._lanes.add(delivery.host, delivery, deadline)
+            self._start_what_fits()
+            if not claimed:
+                break
         return self._poll_seconds
+
+    def _outlive(self, error: Exception) -> float:
+        """Say once in full what is wrong with the store, then in a line, less and less often."""
+        self._num_troubles += 1
+        pause_seconds: float = min(_MAX_PAUSE_SECONDS, self._poll_seconds * 2 ** min(self._num_troubles - 1, 16))
+        is_news = self._num_troubles == 1 and not isinstance(error, SafelightError)
+        log.error(
+            "due deliveries could not be claimed; trying again in %g s",
+            pause_seconds,
+            exc_info=error if is_news else None,
+            extra={"failures": self._num_troubles, "reason": f"{type(error).__name__}: {error}"[:200]},
+        )
+        return pause_seconds
 
     def _start_what_fits(self) -> None:
         while not self._closing.is_set() and (following := self._lanes.start_next(time.monotonic())) is not None:
             host, delivery = following
             task = asyncio.create_task(self._deliver(delivery))
-            self._running.add(task)
+            self._running[task] = delivery
             task.add_done_callback(partial(self._finish, host))
 
     def _finish(self, host: str, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        del self._running[task]
         self._lanes.finish(host)
         self._start_what_fits()
+        if host in self._left_out and self._lanes.has_room(host):
+            self._has_room.set()
 
     async def _deliver(self, delivery: Delivery) -> None:
         """One try, recorded. If recording fails the lease ends, and the delivery is tried again: at least once."""
         at, started = self._now(), time.monotonic()
         try:
-            answer, give_up = await self._try(delivery)
-            self._count_attempt(answer.status_code)
-            attempt = DeliveryAttempt(
-                number=delivery.num_attempts + 1,
-                at=at,
-                duration_ms=(time.monotonic() - started) * 1000,
-                status_code=answer.status_code,
-                error=answer.error,
-                response_excerpt=answer.excerpt,
-            )
-            retry_after = answer.retry_after_seconds
-            waits = [seconds * (1 + JITTER * self._jitter()) for seconds in self._settings.retry_seconds]
-            recorded = await self._store.deliveries.record(
-                delivery.id,
-                attempt,
-                retry_seconds=waits,
-                delivered=answer.is_success,
-                give_up=give_up,
-                retry_after_seconds=None if retry_after is None else min(retry_after, MAX_RETRY_AFTER_SECONDS),
-            )
+            # It may have been ended while it waited in its lane: its run deleted, its endpoint removed or disabled.
+            if (await self._store.deliveries.get(delivery.id)).status is not DeliveryStatus.PENDING:
+                log.info("a delivery was ended before it was sent", extra=_marks(delivery))
+                return
+            tried = await self._try(delivery)
+            self._count_attempt(tried.answer.status_code)
+            recorded = await self._record(delivery, tried, at, (time.monotonic() - started) * 1000)
         except NotFound:
-            log.info("a run was deleted while its delivery was on its way", extra=_marks(delivery))
+            log.info("a delivery was forgotten while it was on its way", extra=_marks(delivery))
             return
         except Exception:
             log.exception("a try to deliver was not recorded; it will be made again", extra=_marks(delivery))
             return
-        level = logging.INFO if answer.is_success else logging.WARNING
-        marks = _marks(delivery) | {"attempt": attempt.number, "answer": answer.status_code or answer.error}
+        marks = _marks(delivery) | {"attempt": recorded.num_attempts}
+        marks |= {"answer": tried.answer.status_code or tried.answer.error}
+        if recorded.reason:
+            marks["reason"] = recorded.reason
+        level = logging.INFO if tried.answer.is_success else logging.WARNING
         log.log(level, "delivery %s", recorded.status.value, extra=marks)
 
-    async def _try(self, delivery: Delivery) -> tuple[Answer, bool]:
-        """Build, sign and post. Also answers whether no later try could go better."""
+    async def _record(self, delivery: Delivery, tried: _Tried, at: float, duration_ms: float) -> Delivery:
+        answer = tried.answer
+        attempt = DeliveryAttempt(
+            number=delivery.num_attempts + 1,
+            at=at,
+            duration_ms=duration_ms,
+            status_code=answer.status_code,
+            error=answer.error,
+            response_excerpt=answer.excerpt,
+        )
+        retry_after = answer.retry_after_seconds
+        return await self._store.deliveries.record(
+            delivery.id,
+            attempt,
+            retry_seconds=[seconds * (1 + JITTER * self._jitter()) for seconds in self._settings.retry_seconds],
+            delivered=answer.is_success,
+            give_up=tried.give_up,
+            retry_after_seconds=None if retry_after is None else min(retry_after, MAX_RETRY_AFTER_SECONDS),
+            disable_after_seconds=self._settings.disable_after_days * _DAY_SECONDS if tried.was_sent else None,
+        )
+
+    async def _try(self, delivery: Delivery) -> _Tried:
+        """Build, sign and post."""
         try:
-            body = await self._body(await self._store.runs.get(delivery.run_id))
-            headers = await asyncio.to_thread(self._headers, delivery, body)
+            run = await self._store.runs.get(delivery.run_id)
+            if run.images_expired_at is not None:
+                return _Tried(Answer(error="the images of the run have expired"), give_up=True, was_sent=False)
+            body = await self._body(run)
+            secrets = await self._secrets(delivery)
+            headers = await asyncio.to_thread(self._headers, delivery, body, secrets)
             answer = await self._poster.post(delivery.url, headers, body)
         except NotFound as error:
-            # An image that is missing while its run is there may come back with its disk; a deleted run will not.
-            is_deleted = error.code == "run_not_found"
-            return Answer(error="the run was deleted" if is_deleted else error.message), is_deleted
+            # An image that is missing while its run is there may come back with its disk; the others will not.
+            return _Tried(Answer(error=error.message), give_up=error.code != "image_not_found", was_sent=False)
         except Exception as error:
             # Recorded like any failed try: left alone it would come back with every lease, for ever.
             log.exception("a delivery went wrong inside", extra=_marks(delivery))
-            return Answer(error=f"it went wrong inside the server ({type(error).__name__}); its log says more"), False
+            message = f"it went wrong inside the server ({type(error).__name__}); its log says more"
+            return _Tried(Answer(error=message), give_up=False, was_sent=False)
         # A denied name may be given a public address yet; a denied number stays what it is.
-        return answer, answer.status_code == 410 or (answer.is_denied and is_literal(delivery.url))
+        return _Tried(answer, give_up=answer.status_code == 410 or (answer.is_denied and is_literal(delivery.url)))
 
     async def _body(self, run: Run) -> bytes:
         """The same bytes on every try: they hang on nothing but the ended run and its files."""
@@ -186,16 +250,28 @@ class Deliverer:
         images = [await self._store.images.read(image.path) for image in records]
         return await asyncio.to_thread(success_body, run, images, status_code=status_code)
 
-    def _headers(self, delivery: Delivery, body: bytes) -> dict[str, str]:
+    def _headers(self, delivery: Delivery, body: bytes, secrets: Sequence[str]) -> dict[str, str]:
         timestamp = int(self._now())
         return {
             "content-type": "application/json",
             "user-agent": f"Safelight/{__version__}",
             "webhook-id": delivery.event_id,
             "webhook-timestamp": str(timestamp),
-            "webhook-signature": sign(self._secrets(delivery.project), delivery.event_id, timestamp, body),
+            "webhook-signature": sign(secrets, delivery.event_id, timestamp, body),
         }
 
 
+async def _first_of(
+    closing: asyncio.Task[bool], others: Sequence[Coroutine[Any, Any, object]], *, timeout_seconds: float
+) -> None:
+    """Wait for the first of these, and leave none of `others` behind."""
+    tasks = [asyncio.create_task(other) for other in others]
+    try:
+        await asyncio.wait({closing, *tasks}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
 def _marks(delivery: Delivery) -> dict[str, object]:
-    return {"run_id": delivery.run_id, "delivery_id": delivery.id, "host": host_of(delivery.url)}
+    return {"run_id": delivery.run_id, "delivery_id": delivery.id, "host": delivery.host}

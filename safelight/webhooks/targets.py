@@ -17,6 +17,7 @@ import httpcore2
 import httpx2
 
 from safelight.errors import FieldError, InvalidFields
+from safelight.store.hosts import host_of
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -230,14 +231,6 @@ async def resolve_by_system(host: str, port: int) -> Sequence[str]:
 
     threading.Thread(target=look_up, name="webhook-resolver", daemon=True).start()
     return await answer
-
-
-def host_of(url: str) -> str:
-    """The host of `url`, one spelling per name, for telling hosts apart; empty when there is none to tell."""
-    try:
-        return httpx2.URL(url).host.removesuffix(".")
-    except httpx2.InvalidURL:
-        return ""
 
 
 def is_literal(url: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 from pydantic import TypeAdapter
 
-from safelight.api import create_app, openapi, views
+from safelight.api import create_app, openapi, views, webhook_views
 from safelight.config import ServerSettings
 
 
@@ -68,4 +68,5 @@ def _validate(schema: dict[str, Any], body: bytes) -> None:
 
 
 def _model(name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(getattr(views, name, None) or getattr(openapi, name))
+    homes = (views, webhook_views, openapi)
+    return TypeAdapter(next(getattr(home, name) for home in homes if hasattr(home, name)))

@@ -126,6 +126,60 @@ def test_the_webhook_secret_stands_alone_and_is_the_one_that_signs(house: House)
     assert house.ok("webhooks", "secret", "--project", "shop").stdout != result.stdout
 
 
+def add_endpoint(house: House, *arguments: str) -> dict[str, str]:
+    made = json.loads(house.ok("webhooks", "add", "https://example.com/in", *arguments, "--json").stdout)
+    return made["endpoint"] | {"secret": made["secret"]}
+
+
+def test_an_endpoint_is_registered_and_its_secret_stands_alone(house: House) -> None:
+    secret = house.ok("webhooks", "add", "https://example.com/in", "--event", "failed").stdout
+    assert secret.startswith("whsec_") and secret.count("\n") == 1
+    (endpoint,) = json.loads(house.ok("webhooks", "endpoints", "--json").stdout)
+    assert (endpoint["events"], endpoint["status"], endpoint["project"]) == (["failed"], "enabled", "default")
+    assert house.ok("webhooks", "secret", "--endpoint", endpoint["id"]).stdout == secret
+    assert "https://example.com/in" in house.ok("webhooks", "endpoints", "--project", "default").stdout
+    assert "already" in house.refused("webhooks", "add", "https://example.com/in")
+    assert "10.0.0.1" in house.refused("webhooks", "add", "http://10.0.0.1/in")
+
+
+def test_a_rotated_endpoint_prints_its_new_secret(house: House) -> None:
+    made = add_endpoint(house)
+    rotated = house.ok("webhooks", "rotate", made["id"])
+    assert rotated.stdout != made["secret"] + "\n" and "until" in rotated.stderr
+    assert "until" not in house.ok("webhooks", "rotate", made["id"], "--overlap-hours", "0").stderr
+
+
+def test_what_an_endpoint_missed_is_sent_again_once_it_is_enabled(house: House) -> None:
+    endpoint_id = add_endpoint(house)["id"]
+    house.ok("webhooks", "disable", endpoint_id)
+    assert "disabled: by request" in house.ok("webhooks", "endpoints").stdout
+    add_run(house, ends=True)
+    assert "enable it first" in house.refused("webhooks", "resend", "--endpoint", endpoint_id)
+    house.ok("webhooks", "enable", endpoint_id)
+    assert house.ok("webhooks", "resend", "--endpoint", endpoint_id, "--since", "2999-01-01").stdout.startswith("0 ")
+    assert house.ok("webhooks", "resend", "--endpoint", endpoint_id, "--since", "2001-01-01").stdout.startswith("1 ")
+    (found,) = json.loads(house.ok("webhooks", "list", "--endpoint", endpoint_id, "--json").stdout)
+    assert found["status"] == "pending"
+    house.ok("webhooks", "rm", endpoint_id)
+    assert "the endpoint was removed" in house.ok("webhooks", "show", found["id"]).stdout
+    assert "name one delivery" in house.refused("webhooks", "resend")
+
+
+def test_pruning_dry_says_what_would_go_and_then_it_goes(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = add_run(house, ends=True)
+    assert "0 runs over 30 days old would go" in house.ok("prune", "--dry-run").stdout
+    monkeypatch.setenv("SAFELIGHT_STORE__MAX_IMAGE_BYTES", "5")
+    for _ in range(2):
+        going = json.loads(house.ok("prune", "--dry-run", "--json").stdout)
+        assert (going["expiry"]["num_runs_without_images"], going["expiry"]["image_bytes"]) == (1, len(PICTURE))
+    assert f"of 1 more runs went: {len(PICTURE)} B" in house.ok("prune").stdout
+    assert json.loads(house.ok("runs", "show", run_id, "--json").stdout)["images"] == []
+    assert list(house.data.glob("images/*/*/*")) == []
+    monkeypatch.setenv("SAFELIGHT_STORE__RETENTION_DAYS", "1e-9")
+    assert house.ok("prune").stdout.startswith("1 runs")
+    house.refused("runs", "show", run_id)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -136,6 +190,11 @@ def test_the_webhook_secret_stands_alone_and_is_the_one_that_signs(house: House)
         ("runs", "list", "--cursor", "garbled"),
         ("webhooks", "show", "nobody"),
         ("webhooks", "resend", "nobody"),
+        ("webhooks", "rotate", "nobody"),
+        ("webhooks", "enable", "nobody"),
+        ("webhooks", "rm", "nobody"),
+        ("webhooks", "resend", "--endpoint", "nobody"),
+        ("webhooks", "secret", "--endpoint", "nobody"),
     ],
 )
 def test_what_does_not_exist_is_one_line(house: House, arguments: tuple[str, ...]) -> None:

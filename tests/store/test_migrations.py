@@ -116,3 +116,41 @@ async def test_runs_and_keys_of_before_there_were_allowances_count_too(tmp_path:
         assert (await store.keys.get("k")).allowance == Allowance()
         assert (await store.keys.rotate("laptop"))[0].name == "laptop"
         assert [usage.num_runs for usage in await store.ledger.usage(since=0)] == [1]
+
+
+OLD = """
+INSERT INTO runs (id, project, deployment, deployment_version, params, status, created_at, ended_at, fence, num_attempts,
+    num_events, is_cancel_requested, steps_done, steps_total, webhook_endpoint, warnings)
+    VALUES ('r1', 'mine', 'd', 1, '{"prompt": "a lamp"}', 'succeeded', 1.0, 2.5, 1, 1, 3, FALSE, 5, 5,
+    'https://EXAMPLE.com/a', '[]');
+INSERT INTO events VALUES ('r1', 1, 'queued', 1.0, NULL, NULL, NULL);
+INSERT INTO images VALUES ('r1', 0, 7, 'png', 'r1/r1/0-1.png', 3, 'abc');
+INSERT INTO deliveries VALUES ('d1', 'evt_r1', 'r1', 'mine', 'https://EXAMPLE.com/a', 'pending', 2.5, 9e9, 2, 1);
+INSERT INTO attempts VALUES ('d1', 1, 3.0, 4.0, 500, NULL, 'oh'), ('d1', 2, 5.0, 6.0, NULL, 'reset', '');
+INSERT INTO keys VALUES ('k1', 'laptop', 'sl_live_x', 'digest', 'mine', 'read', 1.0, NULL, NULL, NULL);
+"""
+
+
+async def test_a_database_of_the_first_version_keeps_every_row(empty_place: Place) -> None:
+    empty_place.data.mkdir(exist_ok=True)
+    engine, config = open_engine(empty_place.data, empty_place.url), alembic_config()
+    with engine.execution_options(is_writing=True).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for statement in OLD.split(";\n"):
+            connection.exec_driver_sql(statement) if statement.strip() else None
+    engine.dispose()
+    async with await empty_place.open() as store:
+        run = await store.runs.get("r1")
+        assert (run.params.prompt, run.ended_at, run.images_expired_at) == ("a lamp", 2.5, None)
+        assert [image.sha256 for image in run.images] == ["abc"]
+        assert [event.kind for event in await store.events.after("r1")] == ["queued"]
+        assert [key.name for key in await store.keys.list()] == ["laptop"]
+        [delivery] = await store.deliveries.list()
+        assert (delivery.id, delivery.run_id, delivery.project, delivery.endpoint_id) == ("d1", "r1", "mine", None)
+        assert (delivery.url, delivery.host, delivery.reason) == ("https://EXAMPLE.com/a", "example.com", "")
+        assert (delivery.status, delivery.next_attempt_at, delivery.num_attempts) == ("pending", 9e9, 2)
+        assert [(tried.status_code, tried.error) for tried in delivery.attempts] == [(500, None), (None, "reset")]
+    engine = open_engine(empty_place.data, empty_place.url)
+    assert not {name for name in sa.inspect(engine).get_table_names() if name.startswith("kept")}
+    engine.dispose()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from safelight.errors import Conflict, IdempotencyMismatch, InvalidFields, NotFound, Overloaded
-from safelight.runs import OutputFormat, RunParams, RunStatus, SamplerName
+from safelight.runs import DeliveryStatus, OutputFormat, RunParams, RunStatus, SamplerName
 from safelight.store import Store
 
 from .making import HOOK, SUCCEEDED, claim_one, draw, end_one, kinds_of, new_run, submit
@@ -149,7 +149,9 @@ async def test_a_deleted_run_is_gone_with_all_that_was_its(store: Store) -> None
     with pytest.raises(NotFound):
         await store.images.read(picture.path)
     assert await store.events.after(claim.run.id) == []
-    assert await store.deliveries.list() == []
+    [delivery] = await store.deliveries.list()
+    assert (delivery.status, delivery.reason) == (DeliveryStatus.FAILED, "the run was deleted")
+    assert await store.deliveries.seconds_to_next() is None
     with pytest.raises(NotFound):
         await store.runs.delete(claim.run.id)
 
@@ -169,7 +171,7 @@ async def test_pruning_keeps_the_young_the_unended_and_those_still_to_be_told_of
 
 
 async def test_pruning_goes_on_until_all_is_done(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safelight.store.runs.PRUNE_BATCH", 2)
+    monkeypatch.setattr("safelight.store.retention.PRUNE_BATCH", 2)
     for _ in range(5):
         await store.runs.cancel((await submit(store)).id)
     assert await store.runs.prune(older_than_seconds=-1) == 5

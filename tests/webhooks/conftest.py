@@ -45,7 +45,7 @@ def end_run(store: Store) -> EndRun:
     """Takes a run with a webhook through its whole life."""
 
     async def end(
-        url: str, status: RunStatus = RunStatus.SUCCEEDED, *, project: str = "default", num_images: int = 1
+        url: str | None, status: RunStatus = RunStatus.SUCCEEDED, *, project: str = "default", num_images: int = 1
     ) -> Run:
         params = RunParams(prompt="a lamp", seed=7, num_images_per_prompt=num_images)
         new = NewRun(
@@ -84,7 +84,7 @@ def end_run(store: Store) -> EndRun:
 @contextlib.asynccontextmanager
 async def delivering(store: Store, *, policy: TargetPolicy = LOOPBACK, **options: object) -> AsyncIterator[Deliverer]:
     """A running deliverer. `retry_seconds` and `timeout_seconds` are settings, the rest goes to the constructor."""
-    names = ("retry_seconds", "timeout_seconds", "max_concurrent_per_host")
+    names = ("retry_seconds", "timeout_seconds", "max_concurrent_per_host", "disable_after_days")
     chosen = {name: options.pop(name) for name in names if name in options}
     settings = WebhookSettings.model_validate({"retry_seconds": (0, 0.05, 0.05, 0.05), "timeout_seconds": 10} | chosen)
     options.setdefault("poll_seconds", 0.05)

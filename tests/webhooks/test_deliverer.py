@@ -184,7 +184,11 @@ async def test_a_name_that_leads_inside_is_tried_again_since_its_answer_may_chan
 async def test_a_rotation_signs_with_both_secrets(store: Store, end_run: EndRun) -> None:
     old, new = new_secret(), new_secret()
     current = [(old,), (new, old), (new,)]
-    async with receiving() as receiver, delivering(store, secrets=lambda project: current[len(receiver.arrived)]):
+
+    async def secrets(delivery: Delivery) -> Sequence[str]:
+        return current[len(receiver.arrived)]
+
+    async with receiving() as receiver, delivering(store, secrets=secrets):
         for _ in range(2):
             await wait_for_end(store, await end_run(receiver.url))
         during = receiver.arrived[1]
@@ -274,7 +278,12 @@ async def test_a_run_deleted_on_the_way_ends_its_delivery_quietly(store: Store, 
         await until(lambda: receiver.arrived)
         await store.runs.delete(run.id)
         await asyncio.sleep(0.5)
-        assert await store.deliveries.list(run_id=run.id) == []
+    delivery = await delivery_of(store, run)
+    assert (delivery.status, delivery.reason, delivery.num_attempts) == (
+        DeliveryStatus.FAILED,
+        "the run was deleted",
+        1,
+    )
     assert len(receiver.arrived) == 1
 
 
@@ -290,7 +299,7 @@ async def test_a_missing_image_is_tried_again_not_told_as_something_else(store: 
 
 
 async def test_a_try_that_goes_wrong_inside_is_recorded_like_any_other(store: Store, end_run: EndRun) -> None:
-    def no_secrets(project: str) -> Sequence[str]:
+    async def no_secrets(delivery: Delivery) -> Sequence[str]:
         raise RuntimeError("the secrets are gone")
 
     async with receiving() as receiver, delivering(store, retry_seconds=(0, 0.01), secrets=no_secrets):

@@ -56,11 +56,32 @@ def test_what_waited_past_its_lease_is_left_for_the_next_claim() -> None:
     assert started(lanes, now=15) == ["in time"]
 
 
-def test_the_memory_of_one_lane_is_bounded() -> None:
-    lanes = Lanes(max_per_host=5, max_total=100, max_waiting_per_host=3)
-    for number in range(10):
+def test_a_full_lane_asks_for_no_more_until_it_is_worked_off_by_half() -> None:
+    lanes = Lanes(max_per_host=1, max_total=100, max_waiting_per_host=4)
+    for number in range(4):
+        assert lanes.full_hosts() == set()
         lanes.add("host", delivery(str(number)), 100)
-    assert started(lanes) == ["0", "1", "2"]
+    lanes.add("other", delivery("alone"), 100)
+    assert lanes.full_hosts() == {"host"} and not lanes.has_room("host")
+    assert started(lanes) == ["0", "alone"] and lanes.full_hosts() == set()
+    assert not lanes.has_room("host")
+    lanes.finish("host")
+    assert started(lanes) == ["1"] and lanes.has_room("host")
+
+
+def test_what_waits_is_counted_and_can_be_taken_out() -> None:
+    lanes = Lanes(max_per_host=1, max_total=100)
+    for number in range(3):
+        lanes.add("host", delivery(str(number)), 10 if number == 1 else 100)
+    assert started(lanes) == ["0"] and lanes.num_waiting == 2
+    lanes.finish("host")
+    assert started(lanes, now=50) == ["2"] and lanes.num_waiting == 0
+    lanes.add("host", delivery("3"), 100)
+    lanes.add("idle", delivery("4"), 100)
+    assert [each.id for each in lanes.clear()] == ["3", "4"]
+    assert lanes.num_waiting == 0 and started(lanes) == []
+    lanes.finish("host")
+    assert not lanes._lanes
 
 
 def test_idle_hosts_are_forgotten() -> None:

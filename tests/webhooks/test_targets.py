@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safelight.errors import InvalidFields
+from safelight.store.hosts import host_of
 from safelight.webhooks.exchange import Poster
 from safelight.webhooks.targets import (
     DeniedTarget,
     GuardedBackend,
     TargetPolicy,
-    host_of,
     is_literal,
     resolve_by_system,
 )

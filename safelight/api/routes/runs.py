@@ -58,8 +58,8 @@ async def list_runs(
     which = RunFilter(
         status=status,
         deployment=deployment,
-        created_after=_seconds("created_after", created_after),
-        created_before=_seconds("created_before", created_before),
+        created_after=seconds_of("created_after", created_after),
+        created_before=seconds_of("created_before", created_before),
     )
     runs, next_cursor = await service.list(key, which, limit=limit, cursor=cursor)
     views = [run_view(run, place) for run, place in zip(runs, await service.places(runs), strict=True)]
@@ -133,7 +133,8 @@ def _tags(request: Request) -> list[str]:
     return [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
 
 
-def _seconds(name: str, text: str | None) -> float | None:
+def seconds_of(name: str, text: str | None) -> float | None:
+    """A moment of a request as seconds since the epoch. Raises InvalidFields."""
     if text is None:
         return None
     try:

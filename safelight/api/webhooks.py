@@ -1,0 +1,134 @@
+"""What a caller may do with registered webhook endpoints and with deliveries: those of the key's own project."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from safelight.api.params import shorten
+from safelight.errors import FieldError, InvalidFields, NotFound
+from safelight.keys import Key
+from safelight.runs import ENDS, Delivery, DeliveryStatus, EndpointStatus, RunStatus, WebhookEndpoint
+from safelight.store import Store
+
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryFilter:
+    """Which deliveries to list. None: any."""
+
+    endpoint_id: str | None = None
+    run_id: str | None = None
+    status: DeliveryStatus | None = None
+
+
+class Webhooks:
+    """The endpoints and deliveries of callers. What belongs to another project does not exist."""
+
+    def __init__(self, store: Store, *, check_url: Callable[[str], None]) -> None:
+        self._store = store
+        self._check_url = check_url
+
+    async def endpoints(self, key: Key) -> Sequence[WebhookEndpoint]:
+        """All of them, oldest first."""
+        return await self._store.webhook_endpoints.list(project=key.project)
+
+    async def create(
+        self, key: Key, url: str, *, events: Iterable[RunStatus] | None = None
+    ) -> tuple[WebhookEndpoint, str]:
+        """A new endpoint and its secret. Raises InvalidFields, Conflict."""
+        self._check(url)
+        wanted = ENDS if events is None else events
+        return await self._store.webhook_endpoints.create(url, project=key.project, events=wanted)
+
+    async def endpoint(self, key: Key, endpoint_id: str) -> WebhookEndpoint:
+        """Raises NotFound."""
+        return await self._store.webhook_endpoints.get(_checked(endpoint_id), project=key.project)
+
+    async def update(
+        self,
+        key: Key,
+        endpoint_id: str,
+        *,
+        url: str | None,
+        events: Iterable[RunStatus] | None,
+        status: EndpointStatus | None,
+    ) -> WebhookEndpoint:
+        """Change what is not None. Raises NotFound, InvalidFields, Conflict."""
+        if url is not None:
+            self._check(url)
+        return await self._store.webhook_endpoints.update(
+            _checked(endpoint_id), project=key.project, url=url, events=events, status=status
+        )
+
+    async def remove(self, key: Key, endpoint_id: str) -> None:
+        """Raises NotFound."""
+        await self._store.webhook_endpoints.remove(_checked(endpoint_id), project=key.project)
+
+    async def rotate(self, key: Key, endpoint_id: str, *, overlap_seconds: float) -> tuple[WebhookEndpoint, str]:
+        """A new secret; the one before goes on signing for the overlap. Raises NotFound."""
+        return await self._store.webhook_endpoints.rotate(
+            _checked(endpoint_id), project=key.project, overlap_seconds=overlap_seconds
+        )
+
+    async def resend_since(self, key: Key, endpoint_id: str, since: float, *, include_delivered: bool) -> int:
+        """How many deliveries are due again. Raises NotFound, Conflict."""
+        return await self._store.deliveries.resend_since(
+            _checked(endpoint_id), since, project=key.project, include_delivered=include_delivered
+        )
+
+    async def deliveries(
+        self, key: Key, which: DeliveryFilter, *, limit: int, cursor: str | None = None
+    ) -> tuple[Sequence[Delivery], str | None]:
+        """A page, newest first, and the cursor of the next. Raises InvalidFields for a garbled cursor."""
+        found = await self._store.deliveries.list(
+            project=key.project,
+            run_id=which.run_id,
+            endpoint_id=which.endpoint_id,
+            status=which.status,
+            before=None if cursor is None else _read_cursor(cursor),
+            limit=limit + 1,
+        )
+        page = found[:limit]
+        return page, _cursor_at(page[-1]) if len(found) > limit else None
+
+    async def delivery(self, key: Key, delivery_id: str) -> Delivery:
+        """Raises NotFound."""
+        return await self._store.deliveries.get(_checked(delivery_id, "delivery"), project=key.project)
+
+    async def resend(self, key: Key, delivery_id: str) -> Delivery:
+        """Make a delivery due now. Raises NotFound, Conflict."""
+        return await self._store.deliveries.resend(_checked(delivery_id, "delivery"), project=key.project)
+
+    def _check(self, url: str) -> None:
+        try:
+            self._check_url(url)
+        except InvalidFields as error:
+            raise InvalidFields([FieldError("url", wrong.message) for wrong in error.fields]) from error
+
+
+def _checked(value: str, kind: str = "endpoint") -> str:
+    if not _ID.fullmatch(value):
+        raise NotFound(f"there is no {kind} {shorten(value)}", code=f"{kind}_not_found")
+    return value
+
+
+def _cursor_at(delivery: Delivery) -> str:
+    return base64.urlsafe_b64encode(f"{delivery.created_at!r} {delivery.id}".encode()).decode()
+
+
+def _read_cursor(cursor: str) -> tuple[float, str]:
+    try:
+        text = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii")
+        created_at, delivery_id = text.split(" ")
+        place = float(created_at), delivery_id
+    except ValueError:
+        place = math.nan, ""
+    if not (math.isfinite(place[0]) and _ID.fullmatch(place[1])):
+        message = "this is not a cursor from an earlier page; ask for the first page without one"
+        raise InvalidFields([FieldError("cursor", message)])
+    return place

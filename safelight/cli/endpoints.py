@@ -1,0 +1,123 @@
+"""`webhooks endpoints|add|enable|disable|rotate|rm`: the registered webhook endpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from safelight.cli.opening import with_store
+from safelight.cli.options import ConfigOption, DataOption, JsonOption, existing_settings_of, settings_of
+from safelight.cli.output import explain, say, say_json, say_table, when
+from safelight.config import Settings
+from safelight.runs import ENDS, EndpointStatus, RunStatus, WebhookEndpoint
+
+EndpointArgument = Annotated[str, typer.Argument(metavar="ENDPOINT", help="Id of the endpoint.")]
+
+_HOUR_SECONDS = 3600.0
+
+
+def list_endpoints(
+    project: Annotated[str | None, typer.Option(help="Only endpoints of this project.")] = None,
+    data: DataOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the registered endpoints, without their secrets."""
+    found = with_store(existing_settings_of(config, data), lambda store: store.webhook_endpoints.list(project=project))
+    if as_json:
+        say_json(found)
+        return
+    rows = (
+        (each.id, each.project, _state(each), ", ".join(sorted(each.events)), when(each.created_at), each.url)
+        for each in found
+    )
+    columns = ("ENDPOINT", "PROJECT", "STATUS", "EVENTS", "CREATED", "URL")
+    say_table(columns, rows, empty="there is no endpoint; register one with `safelight webhooks add URL`")
+
+
+def add(
+    url: Annotated[str, typer.Argument(help="An http(s) URL that the server may call.")],
+    event: Annotated[
+        list[RunStatus] | None, typer.Option(help="Tell of runs that end so; may be repeated. Unset: of every end.")
+    ] = None,
+    project: Annotated[str, typer.Option(help="Tell of the runs of this project.")] = "default",
+    data: DataOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Register an endpoint and print its secret, alone, on stdout."""
+    from safelight.webhooks.targets import TargetPolicy
+
+    settings = settings_of(config, data)
+    TargetPolicy(settings.webhooks.allowed_networks).check_url(url)
+    events = frozenset(event) if event else ENDS
+    made, secret = with_store(
+        settings, lambda store: store.webhook_endpoints.create(url, project=project, events=events)
+    )
+    _say_secret(made, secret, as_json=as_json)
+
+
+def enable(endpoint_id: EndpointArgument, data: DataOption = None, config: ConfigOption = None) -> None:
+    """Send to an endpoint again."""
+    _set_status(endpoint_id, EndpointStatus.ENABLED, existing_settings_of(config, data))
+    explain(f"what it missed is sent by `safelight webhooks resend --endpoint {endpoint_id}`")
+
+
+def disable(endpoint_id: EndpointArgument, data: DataOption = None, config: ConfigOption = None) -> None:
+    """Send nothing to an endpoint any more. What is on its way ends as failed, and can be resent."""
+    _set_status(endpoint_id, EndpointStatus.DISABLED, existing_settings_of(config, data))
+
+
+def rotate(
+    endpoint_id: EndpointArgument,
+    overlap_hours: Annotated[
+        float, typer.Option(min=0.0, max=168.0, help="The old secret signs too for so long; 0 for one that leaked.")
+    ] = 24.0,
+    data: DataOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a new secret and print it, alone, on stdout. Both sign until the overlap ends."""
+    rotated, secret = with_store(
+        existing_settings_of(config, data),
+        lambda store: store.webhook_endpoints.rotate(endpoint_id, overlap_seconds=overlap_hours * _HOUR_SECONDS),
+    )
+    _say_secret(rotated, secret, as_json=as_json)
+    if rotated.previous_secret_ends_at is not None:
+        explain(f"the secret before it goes on signing too until {when(rotated.previous_secret_ends_at)}")
+
+
+def remove(endpoint_id: EndpointArgument, data: DataOption = None, config: ConfigOption = None) -> None:
+    """Remove an endpoint for good. Its deliveries stay in the log."""
+    with_store(existing_settings_of(config, data), lambda store: store.webhook_endpoints.remove(endpoint_id))
+    say(f"endpoint {endpoint_id} is removed")
+
+
+COMMANDS = {
+    "endpoints": list_endpoints,
+    "add": add,
+    "enable": enable,
+    "disable": disable,
+    "rotate": rotate,
+    "rm": remove,
+}
+
+
+def _set_status(endpoint_id: str, status: EndpointStatus, settings: Settings) -> None:
+    with_store(settings, lambda store: store.webhook_endpoints.update(endpoint_id, status=status))
+    say(f"endpoint {endpoint_id} is {status}")
+
+
+def _say_secret(endpoint: WebhookEndpoint, secret: str, *, as_json: bool) -> None:
+    if as_json:
+        say_json({"endpoint": endpoint, "secret": secret})
+    else:
+        say(secret)
+    explain(f"deliveries to endpoint {endpoint.id} ({endpoint.url}) are signed with this; give it to the receiver")
+
+
+def _state(endpoint: WebhookEndpoint) -> str:
+    if endpoint.status is EndpointStatus.DISABLED:
+        return f"disabled: {endpoint.status_reason}"
+    return "enabled" if endpoint.failing_since is None else f"failing since {when(endpoint.failing_since)}"

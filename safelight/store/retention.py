@@ -1,0 +1,160 @@
+"""What goes when: runs by age, images by a budget of bytes, the log of deliveries by age. Nothing that is still to be told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from safelight.store import ledger
+from safelight.store.database import Database, now
+from safelight.store.images import ImageFolder
+from safelight.store.schema import HAS_ENDED, deliveries, images, runs
+
+PRUNE_BATCH = 200
+"""Rows of runs or deliveries removed in one transaction: other writers wait for it."""
+
+IS_WAITED_FOR = sa.exists().where(deliveries.c.run_id == runs.c.id, deliveries.c.status == "pending")
+HAS_IMAGES = runs.c.images_expired_at.is_(None)
+NUM_BYTES = sa.cast(sa.func.coalesce(sa.func.sum(images.c.num_bytes), 0), sa.BigInteger)
+KEPT_BYTES = sa.select(NUM_BYTES).join(runs, runs.c.id == images.c.run_id).where(HAS_IMAGES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expiry:
+    """What goes, or would go. Images of runs that go as a whole are counted with them."""
+
+    num_runs: int = 0
+    run_bytes: int = 0
+    num_runs_without_images: int = 0
+    image_bytes: int = 0
+    num_deliveries: int = 0
+    bytes_over_budget: int = 0
+
+
+class Retention:
+    """Lets images and logs expire. Runs expire through `Runs.prune`."""
+
+    def __init__(self, database: Database, image_folder: ImageFolder) -> None:
+        self._database = database
+        self._image_folder = image_folder
+
+    async def expire_images(self, *, max_bytes: int) -> Expiry:
+        """Remove the images of the runs that ended first until all images fit; the runs stay. One transaction per batch.
+
+        Runs that have not ended, or that a webhook is still to be told of, keep theirs: `bytes_over_budget` may be left.
+        """
+        num_runs = num_bytes = 0
+        while True:
+            batch, paths = await self._database.write(_expire_images, max_bytes)
+            await self._image_folder.remove(paths)
+            num_runs, num_bytes = num_runs + batch.num_runs_without_images, num_bytes + batch.image_bytes
+            if not batch.num_runs_without_images or not batch.bytes_over_budget:
+                over = batch.bytes_over_budget
+                return Expiry(num_runs_without_images=num_runs, image_bytes=num_bytes, bytes_over_budget=over)
+
+    async def expire_deliveries(self, *, older_than_seconds: float) -> int:
+        """Forget deliveries that old whose run is gone and that are not on their way. One transaction per batch."""
+        num_expired = 0
+        while True:
+            batch = await self._database.write(_expire_deliveries, older_than_seconds)
+            num_expired += batch
+            if batch < PRUNE_BATCH:
+                return num_expired
+
+    async def preview(self, *, older_than_seconds: float, max_bytes: int | None) -> Expiry:
+        """What would go now, and nothing goes. One transaction."""
+        return await self._database.read(_preview, older_than_seconds, max_bytes)
+
+
+def expire_runs(connection: Connection, older_than_seconds: float) -> tuple[int, list[str]]:
+    """Forget a batch of expired runs with their deliveries. How many, and the paths of their pictures."""
+    expired = sa.select(runs.c.id).where(*_has_expired(older_than_seconds)).order_by(runs.c.ended_at).limit(PRUNE_BATCH)
+    run_ids = list(connection.execute(expired).scalars())
+    if run_ids:
+        connection.execute(sa.delete(deliveries).where(deliveries.c.run_id.in_(run_ids)))
+    return len(run_ids), forget(connection, run_ids)
+
+
+def forget(connection: Connection, run_ids: Sequence[str]) -> list[str]:
+    """Delete runs with all rows that belong to them, but not the log of deliveries. The paths of their pictures."""
+    if not run_ids:
+        return []
+    ledger.settle(connection, run_ids)
+    paths = list(connection.execute(sa.select(images.c.path).where(images.c.run_id.in_(run_ids))).scalars())
+    connection.execute(sa.delete(runs).where(runs.c.id.in_(run_ids)))
+    return paths
+
+
+def _has_expired(older_than_seconds: float) -> tuple[sa.ColumnElement[bool] | sa.TextClause, ...]:
+    return HAS_ENDED, runs.c.ended_at < now() - older_than_seconds, ~IS_WAITED_FOR
+
+
+def _with_images() -> sa.Select[tuple[str, int]]:
+    """Runs whose images may go, the first that ended first, with the bytes of each."""
+    return (
+        sa.select(runs.c.id, NUM_BYTES.label("num_bytes"))
+        .join(images, images.c.run_id == runs.c.id)
+        .where(HAS_ENDED, HAS_IMAGES, ~IS_WAITED_FOR)
+        .group_by(runs.c.id, runs.c.ended_at, runs.c.number)
+        .order_by(runs.c.ended_at, runs.c.number)
+    )
+
+
+def _expire_images(connection: Connection, max_bytes: int) -> tuple[Expiry, list[str]]:
+    over = connection.execute(KEPT_BYTES).scalar_one() - max_bytes
+    run_ids, num_bytes = _oldest(connection, _with_images().limit(PRUNE_BATCH), over)
+    if not run_ids:
+        return Expiry(bytes_over_budget=max(0, over)), []
+    paths = list(connection.execute(sa.select(images.c.path).where(images.c.run_id.in_(run_ids))).scalars())
+    connection.execute(sa.update(runs).where(runs.c.id.in_(run_ids)).values(images_expired_at=now()))
+    left = max(0, over - num_bytes)
+    return Expiry(num_runs_without_images=len(run_ids), image_bytes=num_bytes, bytes_over_budget=left), paths
+
+
+def _oldest(connection: Connection, query: sa.Select[tuple[str, int]], over: int) -> tuple[list[str], int]:
+    """As many runs of `query` as hold `over` bytes, and what they hold."""
+    run_ids: list[str] = []
+    num_bytes = 0
+    for row in connection.execute(query) if over > 0 else ():
+        run_ids.append(row.id)
+        num_bytes += row.num_bytes
+        if num_bytes >= over:
+            break
+    return run_ids, num_bytes
+
+
+def _expire_deliveries(connection: Connection, older_than_seconds: float) -> int:
+    expired = sa.select(deliveries.c.id).where(*_is_old_log(older_than_seconds)).limit(PRUNE_BATCH)
+    ids = list(connection.execute(expired).scalars())
+    if ids:
+        connection.execute(sa.delete(deliveries).where(deliveries.c.id.in_(ids)))
+    return len(ids)
+
+
+def _is_old_log(older_than_seconds: float) -> tuple[sa.ColumnElement[bool], ...]:
+    has_run = sa.exists().where(runs.c.id == deliveries.c.run_id)
+    is_old = deliveries.c.created_at < now() - older_than_seconds
+    return is_old, deliveries.c.status != "pending", ~has_run
+
+
+def _preview(connection: Connection, older_than_seconds: float, max_bytes: int | None) -> Expiry:
+    has_expired = _has_expired(older_than_seconds)
+    num_runs = connection.execute(sa.select(sa.func.count()).select_from(runs).where(*has_expired)).scalar_one()
+    run_bytes = connection.execute(KEPT_BYTES.where(*has_expired)).scalar_one()
+    old_log = sa.select(sa.func.count()).select_from(deliveries).where(*_is_old_log(older_than_seconds))
+    over = 0
+    if max_bytes is not None:
+        over = max(0, connection.execute(KEPT_BYTES).scalar_one() - run_bytes - max_bytes)
+    still_there = _with_images().where(runs.c.ended_at >= now() - older_than_seconds)
+    run_ids, num_bytes = _oldest(connection, still_there, over)
+    return Expiry(
+        num_runs=num_runs,
+        run_bytes=run_bytes,
+        num_runs_without_images=len(run_ids),
+        image_bytes=num_bytes,
+        num_deliveries=connection.execute(old_log).scalar_one(),
+        bytes_over_budget=max(0, over - num_bytes),
+    )
