@@ -1,4 +1,4 @@
-"""The worker: claims runs, feeds the engine of one device, writes the results. The only place where store and engine meet."""
+"""The claims of one worker: takes runs, keeps their leases, ends them or gives them back."""
 
 from __future__ import annotations
 
@@ -8,29 +8,18 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from safelight.config import WorkerSettings
-from safelight.deployments import Deployment, DeploymentStatus
-from safelight.engine.checkpoints import Checkpoint, pack, unpack
-from safelight.engine.events import (
-    AssignmentCancelled,
-    AssignmentDone,
-    AssignmentFailed,
-    CheckpointTaken,
-    EncodedPrompt,
-    EndEvent,
-    ImageReady,
-    StepDone,
-)
-from safelight.engine.faults import ENGINE_STOPPED
 from safelight.engine.host import EngineHost
-from safelight.engine.tasks import Assignment, ModelSpec
-from safelight.errors import LostClaim, ModelError, SafelightError, Stopping, TryLater
-from safelight.pictures import PictureMetadata, encode_picture
-from safelight.runs import Claim, ImageRecord, Outcome, Progress, Run, RunError, RunStatus
+from safelight.errors import LostClaim, SafelightError, TryLater
+from safelight.runs import Claim, RunError, RunStatus
 from safelight.store import ANY_ATTEMPTS, Store
+from safelight.worker.drawing import Drawing
+from safelight.worker.held import Held
+from safelight.worker.keeping import CheckpointKeeper
+from safelight.worker.models import Models
 
 log = logging.getLogger("safelight.worker")
 
@@ -40,42 +29,6 @@ LAST_CHECKPOINT_SECONDS = 2.0
 
 class EngineHung(Exception):
     """The engine has work and finished no step for too long: only a new process can help."""
-
-
-@dataclass(slots=True)
-class _Held:
-    """A claimed run under way in this worker."""
-
-    claim: Claim
-    deployment: Deployment | None = None
-    steps_done: int = 0
-    steps_total: int = 0
-    eta_seconds: float | None = None
-    warnings: tuple[str, ...] = ()
-    unnamed: tuple[ImageRecord, ...] = ()
-    is_unreported: bool = False
-    device_ms: float = 0.0
-    saving: asyncio.Task[None] | None = None
-
-    def outcome(self, status: RunStatus, run_time_ms: float = 0.0, error: RunError | None = None) -> Outcome:
-        return Outcome(
-            status=status,
-            run_time_ms=run_time_ms,
-            error=error,
-            warnings=self.warnings,
-            images=self.unnamed,
-            progress=self.progress(),
-        )
-
-    def progress(self) -> Progress:
-        self.is_unreported = False
-        return Progress(
-            run_id=self.claim.run.id,
-            fence=self.claim.fence,
-            steps_done=self.steps_done,
-            steps_total=self.steps_total,
-            eta_seconds=self.eta_seconds,
-        )
 
 
 class Worker:
@@ -95,12 +48,12 @@ class Worker:
         self._engine = engine
         self._settings = settings
         self._worker_id = worker_id
-        self._find_weights = find_weights
         self._now = now
-        self._held: dict[str, _Held] = {}
+        self._checkpoints = CheckpointKeeper(store)
+        models = Models(store, engine, worker_id=worker_id, find_weights=find_weights, now=now)
+        self._drawing = Drawing(store, engine, models, self._checkpoints)
+        self._held: dict[str, Held] = {}
         self._running: set[asyncio.Task[None]] = set()
-        self._deployments: dict[tuple[str, int], Deployment] = {}
-        self._loads: dict[str, asyncio.Task[None]] = {}
         self._is_stopping = False
 
     async def run(self) -> None:
@@ -154,13 +107,13 @@ class Worker:
             log.warning("nothing can be claimed for now", extra={"reason": error.message})
             return False
         for claim in claims:
-            self._held[claim.run.id] = _Held(claim)
+            self._held[claim.run.id] = Held(claim)
             task = asyncio.create_task(self._carry_out(self._held[claim.run.id]))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
         return bool(claims)
 
-    def _is_last_attempt(self, held: _Held) -> bool:
+    def _is_last_attempt(self, held: Held) -> bool:
         return held.claim.run.num_attempts >= max(2, self._settings.max_attempts)
 
     def _crowded_keys(self) -> list[str]:
@@ -174,14 +127,14 @@ class Worker:
         room = held.total() + self._engine.num_free_images
         return [key_id for key_id, num_images in held.items() if num_images * (len(held) + 1) >= room]
 
-    async def _carry_out(self, held: _Held) -> None:
+    async def _carry_out(self, held: Held) -> None:
         """See a claimed run to its end. The border where whatever goes wrong with one run is caught."""
         claim = held.claim
         log.info("started", extra={"run_id": claim.run.id, "fence": claim.fence, "deployment": claim.run.deployment})
         try:
-            outcome = replace(await self._draw(held), device_ms=held.device_ms)
+            outcome = replace(await self._drawing.draw(held), device_ms=held.device_ms)
             run = await self._store.runs.finish(claim, outcome)
-            await self._forget_checkpoint(held)
+            await self._checkpoints.forget(held)
             log.info("ended", extra={"run_id": run.id, "status": run.status, "run_time_ms": run.run_time_ms})
         except asyncio.CancelledError:
             await self._give_back(claim)
@@ -202,105 +155,6 @@ class Worker:
             self._engine.cancel(claim.run.id)
             del self._held[claim.run.id]
             self._store.notifications.publish("queue")
-
-    async def _draw(self, held: _Held) -> Outcome:
-        """Draw the images that no earlier claim has finished."""
-        run = held.claim.run
-        held.deployment = await self._deployment_of(run)
-        try:
-            await self._load(held.deployment)
-        except ModelError as refusal:
-            return held.outcome(RunStatus.FAILED, error=RunError("model_unavailable", refusal.message))
-        finished = {image.index for image in run.images}
-        missing = tuple(index for index in range(run.params.num_images_per_prompt) if index not in finished)
-        if not missing:
-            return held.outcome(RunStatus.SUCCEEDED)
-        checkpoint = await self._last_checkpoint(held.claim)
-        assignment = Assignment(
-            run.id, _model_key(held.deployment), run.params, missing, checkpoint=checkpoint, key_id=run.key_id
-        )
-        async for event in self._engine.generate(assignment):
-            if isinstance(event, EndEvent):
-                held.device_ms = event.device_ms
-            match event:
-                case EncodedPrompt(warnings):
-                    held.warnings = warnings
-                case StepDone():
-                    held.steps_done, held.steps_total = event.steps_done, event.steps_total
-                    held.eta_seconds, held.is_unreported = event.eta_seconds, True
-                case CheckpointTaken(checkpoint):
-                    self._save(held, checkpoint)
-                case ImageReady():
-                    await self._keep(held, event, is_last=event.index == missing[-1])
-                case AssignmentDone(run_time_ms):
-                    return held.outcome(RunStatus.SUCCEEDED, run_time_ms)
-                case AssignmentCancelled(run_time_ms):
-                    return held.outcome(RunStatus.CANCELLED, run_time_ms)
-                case AssignmentFailed(error, run_time_ms):
-                    if error.code == ENGINE_STOPPED.code:
-                        raise Stopping(error.message)
-                    return held.outcome(RunStatus.FAILED, run_time_ms, error)
-        raise AssertionError("the engine ended an assignment without an end event")
-
-    async def _keep(self, held: _Held, event: ImageReady, *, is_last: bool) -> None:
-        """Encode a picture off the loop, write it durably, and only then name it in the store.
-
-        The last one is named by the transaction that ends the run: one commit less for whoever waits.
-        """
-        claim, deployment = held.claim, held.deployment
-        assert deployment is not None
-        params = claim.run.params
-        metadata = PictureMetadata(params=params, seed=event.seed, model=deployment.model, revision=deployment.revision)
-        data = await asyncio.to_thread(
-            encode_picture, event.pixels, params.output_format, metadata if deployment.embed_metadata else None
-        )
-        stored = await self._store.images.write(claim.run.id, event.index, claim.fence, params.output_format, data)
-        record = ImageRecord(
-            index=event.index,
-            seed=event.seed,
-            output_format=params.output_format,
-            path=stored.path,
-            num_bytes=stored.num_bytes,
-            sha256=stored.sha256,
-        )
-        if is_last:
-            held.unnamed = (record,)
-        else:
-            await self._store.runs.add_image(claim, record)
-
-    async def _deployment_of(self, run: Run) -> Deployment:
-        """A version never changes, so each is read once."""
-        version = (run.deployment, run.deployment_version)
-        if version not in self._deployments:
-            self._deployments[version] = await self._store.deployments.get(*version)
-        return self._deployments[version]
-
-    async def _load(self, deployment: Deployment) -> None:
-        """Wait until the engine has the deployment's model; the first caller loads it for all."""
-        key = _model_key(deployment)
-        if self._engine.is_loaded(key):
-            return
-        if key not in self._loads:
-            self._loads[key] = asyncio.create_task(self._load_now(deployment, key))
-            self._loads[key].add_done_callback(lambda _: self._loads.pop(key))
-        await asyncio.shield(self._loads[key])
-
-    async def _load_now(self, deployment: Deployment, key: str) -> None:
-        async def report(status: DeploymentStatus, reason: str = "") -> None:
-            await self._store.deployments.record_placement(
-                self._worker_id, deployment.name, deployment.version, status, reason
-            )
-
-        await report(DeploymentStatus.STARTING)
-        began = self._now()
-        try:
-            await self._engine.load(ModelSpec(key, self._find_weights(deployment.model)))
-        except ModelError as error:
-            log.error("a model cannot be loaded", extra={"deployment": deployment.name, "reason": error.message})
-            await report(DeploymentStatus.FAILED, error.message)
-            raise
-        await report(DeploymentStatus.ACTIVE)
-        log.info("model loaded", extra={"deployment": deployment.name, "seconds": round(self._now() - began, 2)})
 
     async def _pulse_for_ever(self) -> None:
         """Report progress, renew leases, and learn of cancels: one transaction for all runs held."""
@@ -344,40 +198,14 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
-    async def _last_checkpoint(self, claim: Claim) -> Checkpoint | None:
-        """Where an earlier claim of the run came to; a first claim has nothing to look for."""
-        if claim.fence == 1:
-            return None
-        data = await self._store.checkpoints.newest(claim.run.id)
-        return None if data is None else await asyncio.to_thread(unpack, data)
-
-    def _save(self, held: _Held, checkpoint: Checkpoint) -> None:
-        """Write it beside the drawing. While one is being written the next is let go: a newer one comes soon."""
-        if held.saving is None or held.saving.done():
-            held.saving = asyncio.create_task(self._write_checkpoint(held.claim, checkpoint))
-
-    async def _write_checkpoint(self, claim: Claim, checkpoint: Checkpoint) -> None:
-        try:
-            data = await asyncio.to_thread(pack, checkpoint)
-            await self._store.checkpoints.write(claim.run.id, claim.fence, data)
-        except OSError as error:
-            log.warning("a checkpoint cannot be written", extra={"run_id": claim.run.id, "reason": str(error)})
-
-    async def _save_last(self, held: _Held) -> None:
+    async def _save_last(self, held: Held) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_CHECKPOINT_SECONDS):
                 if held.saving is not None:
                     await held.saving
                 checkpoint = await self._engine.checkpoint(held.claim.run.id)
                 if checkpoint is not None:
-                    await self._write_checkpoint(held.claim, checkpoint)
-
-    async def _forget_checkpoint(self, held: _Held) -> None:
-        """The run has ended. Most have none, and cost nothing here."""
-        if held.saving is not None:
-            await held.saving
-        if held.saving is not None or held.claim.fence > 1:
-            await self._store.checkpoints.remove(held.claim.run.id)
+                    await self._checkpoints.write(held.claim, checkpoint)
 
     async def _give_back(self, claim: Claim) -> None:
         self._engine.cancel(claim.run.id)
@@ -387,14 +215,10 @@ class Worker:
         except SafelightError as error:
             log.warning("could not be given back", extra={"run_id": claim.run.id, "reason": error.message})
 
-    async def _fail(self, held: _Held, code: str, message: str) -> None:
+    async def _fail(self, held: Held, code: str, message: str) -> None:
         try:
             await self._store.runs.finish(held.claim, held.outcome(RunStatus.FAILED, error=RunError(code, message)))
             log.error("failed", extra={"run_id": held.claim.run.id, "code": code})
         except SafelightError as error:
             # The store is out of reach: the lease ends and the run is tried again, so nothing is lost.
             log.error("could not be ended", extra={"run_id": held.claim.run.id, "reason": error.message})
-
-
-def _model_key(deployment: Deployment) -> str:
-    return f"{deployment.name}@{deployment.version}"

@@ -1,0 +1,75 @@
+"""One claimed run through the engine: from what is still to draw to how it ended."""
+
+from __future__ import annotations
+
+from safelight.engine.events import (
+    AssignmentCancelled,
+    AssignmentDone,
+    AssignmentFailed,
+    CheckpointTaken,
+    EncodedPrompt,
+    EndEvent,
+    ImageReady,
+    StepDone,
+)
+from safelight.engine.faults import ENGINE_STOPPED
+from safelight.engine.host import EngineHost
+from safelight.engine.tasks import Assignment
+from safelight.errors import ModelError, Stopping
+from safelight.runs import Outcome, RunError, RunStatus
+from safelight.store import Store
+from safelight.worker.held import Held
+from safelight.worker.keeping import CheckpointKeeper, keep_picture
+from safelight.worker.models import Models, model_key
+
+
+class Drawing:
+    """Draws the runs that this worker holds."""
+
+    def __init__(self, store: Store, engine: EngineHost, models: Models, checkpoints: CheckpointKeeper) -> None:
+        self._store = store
+        self._engine = engine
+        self._models = models
+        self._checkpoints = checkpoints
+
+    async def draw(self, held: Held) -> Outcome:
+        """Draw the images that no earlier claim has finished. Raises LostClaim, TryLater, Stopping."""
+        run = held.claim.run
+        held.deployment = await self._models.deployment_of(run)
+        try:
+            await self._models.load(held.deployment)
+        except ModelError as refusal:
+            return held.outcome(RunStatus.FAILED, error=RunError("model_unavailable", refusal.message))
+        finished = {image.index for image in run.images}
+        missing = tuple(index for index in range(run.params.num_images_per_prompt) if index not in finished)
+        if not missing:
+            return held.outcome(RunStatus.SUCCEEDED)
+        checkpoint = await self._checkpoints.last(held.claim)
+        key = model_key(held.deployment)
+        return await self._follow(
+            held, Assignment(run.id, key, run.params, missing, checkpoint=checkpoint, key_id=run.key_id)
+        )
+
+    async def _follow(self, held: Held, assignment: Assignment) -> Outcome:
+        async for event in self._engine.generate(assignment):
+            if isinstance(event, EndEvent):
+                held.device_ms = event.device_ms
+            match event:
+                case EncodedPrompt(warnings):
+                    held.warnings = warnings
+                case StepDone():
+                    held.steps_done, held.steps_total = event.steps_done, event.steps_total
+                    held.eta_seconds, held.is_unreported = event.eta_seconds, True
+                case CheckpointTaken(checkpoint):
+                    self._checkpoints.save(held, checkpoint)
+                case ImageReady():
+                    await keep_picture(self._store, held, event, is_last=event.index == assignment.indices[-1])
+                case AssignmentDone(run_time_ms):
+                    return held.outcome(RunStatus.SUCCEEDED, run_time_ms)
+                case AssignmentCancelled(run_time_ms):
+                    return held.outcome(RunStatus.CANCELLED, run_time_ms)
+                case AssignmentFailed(error, run_time_ms):
+                    if error.code == ENGINE_STOPPED.code:
+                        raise Stopping(error.message)
+                    return held.outcome(RunStatus.FAILED, run_time_ms, error)
+        raise AssertionError("the engine ended an assignment without an end event")

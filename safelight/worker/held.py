@@ -1,0 +1,47 @@
+"""One claimed run under way in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from safelight.deployments import Deployment
+from safelight.runs import Claim, ImageRecord, Outcome, Progress, RunError, RunStatus
+
+
+@dataclass(slots=True)
+class Held:
+    """What the worker knows of a run since it claimed it. `unnamed` are pictures that the run's end will name."""
+
+    claim: Claim
+    deployment: Deployment | None = None
+    steps_done: int = 0
+    steps_total: int = 0
+    eta_seconds: float | None = None
+    warnings: tuple[str, ...] = ()
+    unnamed: tuple[ImageRecord, ...] = ()
+    is_unreported: bool = False
+    device_ms: float = 0.0
+    saving: asyncio.Task[None] | None = None
+
+    def outcome(self, status: RunStatus, run_time_ms: float = 0.0, error: RunError | None = None) -> Outcome:
+        """How the run ends, with all that is known of it."""
+        return Outcome(
+            status=status,
+            run_time_ms=run_time_ms,
+            error=error,
+            warnings=self.warnings,
+            images=self.unnamed,
+            progress=self.progress(),
+        )
+
+    def progress(self) -> Progress:
+        """How far it has come; counts as reported."""
+        self.is_unreported = False
+        return Progress(
+            run_id=self.claim.run.id,
+            fence=self.claim.fence,
+            steps_done=self.steps_done,
+            steps_total=self.steps_total,
+            eta_seconds=self.eta_seconds,
+        )
