@@ -16,7 +16,7 @@ import httpcore2
 
 from safelight.config import WebhookSettings
 from safelight.envelope import failure_body, success_body
-from safelight.errors import NotFound, SafelightError
+from safelight.errors import NotFound, SafelightError, TryLater
 from safelight.runs import Delivery, DeliveryAttempt, DeliveryStatus, Run, RunStatus
 from safelight.store import Store
 from safelight.version import __version__
@@ -35,7 +35,7 @@ JITTER = 0.2
 
 _CLAIM_LIMIT = 100
 _MAX_WAITING = 1000
-_MAX_PAUSE_SECONDS = 60.0
+_MAX_PAUSE_SECONDS = 10.0
 _DAY_SECONDS = 86400.0
 _STATUS_CODES = {RunStatus.SUCCEEDED: 200, RunStatus.FAILED: 500, RunStatus.CANCELLED: 409}
 
@@ -79,7 +79,7 @@ class Deliverer:
         guarded = GuardedBackend(policy, resolve=resolve, network=network)
         self._poster = Poster(guarded, timeout_seconds=settings.timeout_seconds, now=now, ssl_context=ssl_context)
         self._lanes = Lanes(max_per_host=settings.max_concurrent_per_host, max_total=max_concurrent)
-        self._running: dict[asyncio.Task[None], Delivery] = {}
+        self._running: dict[asyncio.Task[bool], Delivery] = {}
         self._num_troubles = 0
         self._left_out: frozenset[str] = frozenset()
         self._has_room = asyncio.Event()
@@ -168,36 +168,42 @@ class Deliverer:
             self._running[task] = delivery
             task.add_done_callback(partial(self._finish, host))
 
-    def _finish(self, host: str, task: asyncio.Task[None]) -> None:
+    def _finish(self, host: str, task: asyncio.Task[bool]) -> None:
         del self._running[task]
-        self._lanes.finish(host)
+        self._lanes.finish(host, is_success=not task.cancelled() and task.result())
         self._start_what_fits()
         if host in self._left_out and self._lanes.has_room(host):
             self._has_room.set()
 
-    async def _deliver(self, delivery: Delivery) -> None:
-        """One try, recorded. If recording fails the lease ends, and the delivery is tried again: at least once."""
+    async def _deliver(self, delivery: Delivery) -> bool:
+        """One try, recorded; whether it was taken. If recording fails the lease ends, and it is tried again."""
         at, started = self._now(), time.monotonic()
         try:
             # It may have been ended while it waited in its lane: its run deleted, its endpoint removed or disabled.
             if (await self._store.deliveries.get(delivery.id)).status is not DeliveryStatus.PENDING:
                 log.info("a delivery was ended before it was sent", extra=_marks(delivery))
-                return
+                return False
             tried = await self._try(delivery)
             self._count_attempt(tried.answer.status_code)
             recorded = await self._record(delivery, tried, at, (time.monotonic() - started) * 1000)
         except NotFound:
             log.info("a delivery was forgotten while it was on its way", extra=_marks(delivery))
-            return
-        except Exception:
-            log.exception("a try to deliver was not recorded; it will be made again", extra=_marks(delivery))
-            return
+            return False
+        except Exception as error:
+            # A store that is away says so for each delivery under way; only what nobody expected needs a traceback.
+            log.error(
+                "a try to deliver was not recorded; it will be made again",
+                exc_info=None if isinstance(error, TryLater) else error,
+                extra=_marks(delivery) | {"reason": f"{type(error).__name__}: {error}"[:200]},
+            )
+            return False
         marks = _marks(delivery) | {"attempt": recorded.num_attempts}
         marks |= {"answer": tried.answer.status_code or tried.answer.error}
         if recorded.reason:
             marks["reason"] = recorded.reason
         level = logging.INFO if tried.answer.is_success else logging.WARNING
         log.log(level, "delivery %s", recorded.status.value, extra=marks)
+        return tried.answer.is_success
 
     async def _record(self, delivery: Delivery, tried: _Tried, at: float, duration_ms: float) -> Delivery:
         answer = tried.answer
@@ -233,6 +239,9 @@ class Deliverer:
         except NotFound as error:
             # An image that is missing while its run is there may come back with its disk; the others will not.
             return _Tried(Answer(error=error.message), give_up=error.code != "image_not_found", was_sent=False)
+        except TryLater:
+            # The store's trouble, not a try: it is made again when the lease ends.
+            raise
         except Exception as error:
             # Recorded like any failed try: left alone it would come back with every lease, for ever.
             log.exception("a delivery went wrong inside", extra=_marks(delivery))

@@ -219,6 +219,22 @@ async def test_a_busy_store_needs_no_traceback(
     assert [line.exc_info for line in caplog.records if "could not be claimed" in line.message] == [None]
 
 
+async def test_a_store_that_goes_away_in_the_middle_of_a_delivery_is_no_try_and_no_traceback(
+    store: Store, end_run: EndRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def get(run_id: str) -> None:
+        raise TryLater("the database cannot be reached")
+
+    async with receiving() as receiver:
+        await end_run(receiver.url)
+        monkeypatch.setattr(store.runs, "get", get)
+        async with delivering(store):
+            await until(lambda: "was not recorded" in caplog.text)
+    assert [line.exc_info for line in caplog.records if line.levelno >= logging.ERROR] == [None]
+    [delivery] = await store.deliveries.list()
+    assert (delivery.status, delivery.num_attempts) == (DeliveryStatus.PENDING, 0)
+
+
 async def test_expired_images_are_never_told_as_an_empty_result(store: Store, end_run: EndRun) -> None:
     async with receiving() as receiver:
         run = await end_run(receiver.url)
