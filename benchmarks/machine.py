@@ -12,8 +12,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from safelight.version import __version__
+
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("safelight", "torch", "diffusers", "transformers")
+PACKAGES = ("torch", "diffusers", "transformers")
 
 
 def describe() -> str:
@@ -24,9 +26,9 @@ def describe() -> str:
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return (
-        f"{model}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {versions}, {datetime.now(UTC):%Y-%m-%d}"
-    )
+    python = f"Python {platform.python_version()}"
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    return f"{model}, {os.cpu_count()} CPUs, {python}, safelight {__version__}, {versions}, {today}"
 
 
 def publish(name: str, table: Table) -> None:

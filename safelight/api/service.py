@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import secrets
 import time
@@ -38,6 +39,8 @@ log = logging.getLogger("safelight.runs")
 
 POLL_SECONDS = 1.0
 """A hint wakes whoever waits; this is how soon they look when the hint was lost."""
+
+FIRST_LOOK_SECONDS = 0.05
 
 PROGRESS_SECONDS = 0.5
 
@@ -159,19 +162,22 @@ class Service:
         _log_submit(run, asked, is_new=is_new)
         return run
 
-    async def wait(self, run_id: str) -> Run:
-        """The run, once it has succeeded.
+    async def wait(self, run: Run) -> Run:
+        """`run`, as it was just stored or found, once it has succeeded.
 
         Raises RunFailed, ModelUnavailable or Conflict by how it ended; WaitTimeout and Stopping while it goes on.
         """
         deadline = self._monotonic() + self._settings.sync_timeout_seconds
-        self._waiting[run_id] += 1
+        # The worker's claim goes first: a hint tells of it at once, and of an end before this listened, this look.
+        patience = FIRST_LOOK_SECONDS
+        self._waiting[run.id] += 1
         try:
-            with self._store.notifications.listen(f"run:{run_id}") as listener:
-                while not (run := await self._store.runs.get(run_id)).status.has_ended:
-                    await listener.wait(self._patience(run_id, deadline))
+            with self._store.notifications.listen(f"run:{run.id}") as listener:
+                while not run.status.has_ended:
+                    await listener.wait(min(patience, self._patience(run.id, deadline)))
+                    run, patience = await self._store.runs.get(run.id), math.inf
         finally:
-            self._waiting -= Counter([run_id])
+            self._waiting -= Counter([run.id])
         if run.status is RunStatus.SUCCEEDED:
             return run
         raise error_of(run)

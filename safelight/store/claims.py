@@ -97,6 +97,7 @@ LOST = (
     .with_for_update()
 )
 IS_CANCEL_REQUESTED = sa.select(runs.c.is_cancel_requested).where(AS_KNOWN).with_for_update()
+ADD_IMAGE = sa.insert(images)
 IMAGES_OF = (
     sa.select(images)
     .where(images.c.run_id.in_(sa.bindparam("run_ids", expanding=True)))
@@ -168,7 +169,7 @@ def add_image(connection: Connection, claim: Claim, image: ImageRecord) -> None:
     if row is None:
         raise _lost(claim)
     connection.execute(
-        sa.insert(images),
+        ADD_IMAGE,
         {
             "run_id": claim.run.id,
             "image_index": image.index,

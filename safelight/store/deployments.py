@@ -21,6 +21,14 @@ SILENT_SECONDS = 120.0
 
 ALIASED_MODEL = "stable-diffusion"
 
+NEWEST = sa.select(deployments).where(IS_DEPLOYED).order_by(deployments.c.created_at.desc(), deployments.c.name)
+NEWEST_BY_NAME = NEWEST.where(deployments.c.name == sa.bindparam("this_name"))
+PLACED = (
+    sa.select(placements)
+    .where(placements.c.heard_at >= now() - SILENT_SECONDS)
+    .order_by(placements.c.heard_at.desc())
+)
+
 MOST_ALIVE_FIRST = (DeploymentStatus.ACTIVE, DeploymentStatus.STARTING, DeploymentStatus.FAILED, DeploymentStatus.COLD)
 
 
@@ -107,10 +115,9 @@ def _get(connection: Connection, name: str, version: int | None) -> Deployment:
 
 
 def _resolve(connection: Connection, name: str) -> Deployment:
-    newest = sa.select(deployments).where(IS_DEPLOYED).order_by(deployments.c.created_at.desc(), deployments.c.name)
-    row = connection.execute(newest.where(deployments.c.name == name)).first()
+    row = connection.execute(NEWEST_BY_NAME, {"this_name": name}).first()
     if row is None and name == PAGE_ALIAS:
-        row = connection.execute(newest.where(deployments.c.model == ALIASED_MODEL)).first()
+        row = connection.execute(NEWEST.where(deployments.c.model == ALIASED_MODEL)).first()
     if row is None:
         raise _not_found(name)
     return _with_status(row, _placements(connection))
@@ -164,8 +171,7 @@ def _forget_worker(connection: Connection, worker_id: str) -> None:
 
 def _placements(connection: Connection) -> list[sa.Row[Any]]:
     """The placements of workers heard of lately: a few per worker."""
-    heard = sa.select(placements).where(placements.c.heard_at >= now() - SILENT_SECONDS)
-    return list(connection.execute(heard.order_by(placements.c.heard_at.desc())))
+    return list(connection.execute(PLACED))
 
 
 def _with_status(row: sa.Row[Any], placed: Iterable[sa.Row[Any]]) -> Deployment:

@@ -12,6 +12,8 @@ from safelight.store.database import Database
 from safelight.store.rows import event_from
 from safelight.store.schema import events
 
+INSERT = sa.insert(events)
+
 
 class Events:
     """The stored events of runs."""
@@ -35,7 +37,7 @@ def append(
 ) -> None:
     """Add an event to `run`, a row whose `num_events` was raised in this transaction."""
     connection.execute(
-        sa.insert(events),
+        INSERT,
         {
             "run_id": run.id,
             "sequence": run.num_events,

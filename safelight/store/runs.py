@@ -42,7 +42,8 @@ PLACE = (runs.c.created_at, runs.c.number)
 
 COUNT_QUEUED = sa.select(sa.func.count()).select_from(runs).where(IS_QUEUED)
 COUNT_RUNNING = sa.select(sa.func.count()).select_from(runs).where(IS_RUNNING)
-LOCK = sa.select(runs).with_for_update()
+OF_THIS_ID = sa.select(runs).where(runs.c.id == sa.bindparam("this_id"))
+LOCK = OF_THIS_ID.with_for_update()
 QUEUE = sa.insert(runs).values(created_at=now()).returning(*runs.c)
 
 
@@ -276,14 +277,13 @@ def _columns(new: NewRun) -> dict[str, object]:
 
 
 def _get(connection: Connection, run_id: str, project: str | None) -> Run:
-    return claims.with_images(connection, _row(connection, sa.select(runs), run_id, project))
+    return claims.with_images(connection, _row(connection, OF_THIS_ID, run_id, project))
 
 
 def _row(connection: Connection, query: sa.Select[Any], run_id: str, project: str | None) -> sa.Row[Any]:
     """The row of a run. Raises NotFound."""
-    query = query.where(runs.c.id == run_id)
-    row = connection.execute(query if project is None else query.where(runs.c.project == project)).first()
-    if row is None:
+    row = connection.execute(query, {"this_id": run_id}).first()
+    if row is None or project not in {None, row.project}:
         raise NotFound("there is no such run; it may have expired", code="run_not_found")
     return row
 

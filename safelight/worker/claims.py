@@ -83,7 +83,10 @@ class Worker:
     async def _claim_for_ever(self) -> None:
         with self._store.notifications.listen("queue") as listener:
             while not self._is_stopping:
-                if not await self._claim():
+                if await self._claim():
+                    # The new run is in the engine before the next claim competes with it.
+                    await asyncio.sleep(0)
+                else:
                     await listener.wait(self._settings.poll_seconds)
 
     async def _claim(self) -> bool:

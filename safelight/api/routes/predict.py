@@ -63,7 +63,7 @@ async def predict(
 
 
 async def _answer_when_done(service: Service, run: Run) -> Answer:
-    done = await service.wait(run.id)
+    done = await service.wait(run)
     return native.from_run(done, await service.read_images(done))
 
 
