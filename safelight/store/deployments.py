@@ -24,9 +24,7 @@ ALIASED_MODEL = "stable-diffusion"
 NEWEST = sa.select(deployments).where(IS_DEPLOYED).order_by(deployments.c.created_at.desc(), deployments.c.name)
 NEWEST_BY_NAME = NEWEST.where(deployments.c.name == sa.bindparam("this_name"))
 PLACED = (
-    sa.select(placements)
-    .where(placements.c.heard_at >= now() - SILENT_SECONDS)
-    .order_by(placements.c.heard_at.desc())
+    sa.select(placements).where(placements.c.heard_at >= now() - SILENT_SECONDS).order_by(placements.c.heard_at.desc())
 )
 
 MOST_ALIVE_FIRST = (DeploymentStatus.ACTIVE, DeploymentStatus.STARTING, DeploymentStatus.FAILED, DeploymentStatus.COLD)
