@@ -55,6 +55,19 @@ def encode_picture(pixels: Pixels, output_format: OutputFormat, metadata: Pictur
     return buffer.getvalue()
 
 
+def read_pixels(data: bytes) -> Pixels:
+    """The pixels of a picture file."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def largest_difference(one: Pixels, other: Pixels) -> int:
+    """Of any channel of any pixel, in steps of 1/255; 255 where the sizes differ."""
+    if one.shape != other.shape:
+        return 255
+    return int(np.abs(one.astype(np.int16) - other.astype(np.int16)).max())
+
+
 def read_texts(data: bytes) -> dict[str, str]:
     """The text chunks of a PNG file."""
     with Image.open(io.BytesIO(data)) as image:

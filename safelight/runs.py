@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -33,7 +31,7 @@ class OutputFormat(StrEnum):
 
 
 class SamplerName(StrEnum):
-    """Samplers a request can name; `read_sampler` knows their other names. The maths is in `engine/samplers`."""
+    """Samplers a request can name; `sampler_names` knows the others. The maths is in `engine/samplers`."""
 
     EULER = "euler"
     EULER_ANCESTRAL = "euler_ancestral"
@@ -59,7 +57,7 @@ class SamplerName(StrEnum):
 
 
 class Spacing(StrEnum):
-    """How a sampler's steps are spread over the noise; `read_spacing` knows their other names. Automatic is the wish of
+    """How a sampler's steps are spread over the noise; `sampler_names` knows the others. Automatic is the wish of
     the model, else what the sampler is known for."""
 
     AUTOMATIC = "automatic"
@@ -88,7 +86,10 @@ _SPACINGS_OF: Mapping[SamplerName, tuple[Spacing, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunParams:
-    """What a caller asks, with every default filled in. Image i of the run is drawn from `seed + i`."""
+    """What a caller asks, with every default filled in. Image i of the run is drawn from `seed + i`.
+
+    A `deterministic` image travels alone through the denoiser, so that its pixels depend on nobody else's.
+    """
 
     prompt: str
     negative_prompt: str = ""
@@ -101,6 +102,7 @@ class RunParams:
     sampler: SamplerName = SamplerName.EULER
     spacing: Spacing = Spacing.AUTOMATIC
     output_format: OutputFormat = OutputFormat.PNG
+    deterministic: bool = False
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -128,6 +130,17 @@ class ImageRecord:
     path: str
     num_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What a run was drawn with. Where two runs of the same parameters differ in it, their pixels may."""
+
+    safelight: str
+    torch: str
+    device: str
+    dtype: str
+    num_threads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +178,7 @@ class Run:
     error: RunError | None = None
     images: tuple[ImageRecord, ...] = ()
     images_expired_at: float | None = None
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +235,7 @@ class Outcome:
     warnings: tuple[str, ...] = ()
     images: tuple[ImageRecord, ...] = ()
     progress: Progress | None = None
+    provenance: Provenance | None = None
 
 
 class RunEventKind(StrEnum):
@@ -314,74 +329,3 @@ class Delivery:
     host: str = ""
     reason: str = ""
     attempts: tuple[DeliveryAttempt, ...] = field(default=())
-
-
-_SAMPLER_ALIASES: Mapping[str, SamplerName] = {
-    alias: sampler
-    for sampler, names in {
-        SamplerName.EULER: "Euler, k_euler, EulerDiscrete, EulerDiscreteScheduler, sample_euler",
-        SamplerName.EULER_ANCESTRAL: "Euler a, k_euler_a, k_euler_ancestral, EulerAncestralDiscrete,"
-        " EulerAncestralDiscreteScheduler, sample_euler_ancestral",
-        SamplerName.DDIM: "DDIM, DDIMScheduler",
-        SamplerName.DPMPP_2M: "DPM++ 2M, k_dpmpp_2m, DPMSolverMultistep, DPMSolverMultistepScheduler, DPM-Solver++,"
-        " DPM-Solver++(2M), sample_dpmpp_2m",
-        SamplerName.DPMPP_2M_SDE: "DPM++ 2M SDE, k_dpmpp_2m_sde, sde-dpmsolver++, sample_dpmpp_2m_sde",
-        SamplerName.UNIPC: "UniPC, uni_pc_bh2, UniPCMultistep, UniPCMultistepScheduler",
-        SamplerName.HEUN: "Heun, k_heun, HeunDiscrete, HeunDiscreteScheduler, sample_heun",
-        SamplerName.LMS: "LMS, k_lms, LMSDiscrete, LMSDiscreteScheduler, sample_lms",
-        SamplerName.LCM: "LCM, LCMScheduler",
-        SamplerName.PNDM: "PNDM, PLMS, PNDMScheduler",
-    }.items()
-    for alias in (sampler.value, *names.split(", "))
-}
-
-_SPACING_ALIASES: Mapping[str, Spacing] = {
-    **{spacing.value: spacing for spacing in Spacing},
-    "auto": Spacing.AUTOMATIC,
-    "default": Spacing.AUTOMATIC,
-    "uniform": Spacing.LINSPACE,
-    "normal": Spacing.LINSPACE,
-    "use_karras_sigmas": Spacing.KARRAS,
-    "use_exponential_sigmas": Spacing.EXPONENTIAL,
-}
-
-_NAMED_WITH_A_SAMPLER = ("karras", "exponential", "sgm_uniform")
-
-
-def read_sampler(text: str) -> tuple[SamplerName, Spacing | None]:
-    """A sampler by any name the field has for it, and the spacing where the name holds one: "DPM++ 2M Karras".
-
-    Raises ValueError with the rest of a sentence about the text.
-    """
-    known = {_plain(alias): sampler for alias, sampler in _SAMPLER_ALIASES.items()}
-    plain = _plain(text)
-    if plain in known:
-        return known[plain], None
-    for suffix in _NAMED_WITH_A_SAMPLER:
-        bare = plain.removesuffix(_plain(suffix))
-        if bare != plain and bare in known:
-            return known[bare], _SPACING_ALIASES[suffix]
-    nearest = known[_nearest(plain, known)]
-    raise ValueError(f"is not one of {', '.join(SamplerName)}; the nearest is {nearest}")
-
-
-def read_spacing(text: str) -> Spacing:
-    """A spacing by any name the field has for it. Raises ValueError with the rest of a sentence about the text."""
-    known = {_plain(alias): spacing for alias, spacing in _SPACING_ALIASES.items()}
-    plain = _plain(text)
-    if plain in known:
-        return known[plain]
-    nearest = known[_nearest(plain, known)]
-    raise ValueError(f"is not one of {', '.join(Spacing)}; the nearest is {nearest}")
-
-
-def _nearest(plain: str, known: Iterable[str]) -> str:
-    """The first of `known` where nothing is alike."""
-    choices = list(known)
-    # Cut: the time to compare grows with the square of the length, and the text is a stranger's.
-    return next(iter(difflib.get_close_matches(plain[:40], choices, n=1, cutoff=0.4)), choices[0])
-
-
-def _plain(name: str) -> str:
-    """Names of the field differ in case, blanks and signs only; the plus signs of DPM++ are its `pp`."""
-    return re.sub(r"[^a-z0-9]", "", name.casefold().replace("+", "p"))

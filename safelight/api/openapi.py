@@ -66,6 +66,15 @@ PREDICT_BODY: dict[str, Any] = {
             {"type": "string"}, f"How the steps are spread: one of {', '.join(Spacing)}. Default automatic."
         ),
         "output_format": _optional({"type": "string"}, f"One of {', '.join(OutputFormat)}. Default png."),
+        "deterministic": _optional(
+            {
+                "anyOf": [
+                    {"type": "boolean"},
+                    {"type": "string", "pattern": r"^\s*([Tt][Rr][Uu][Ee]|[Ff][Aa][Ll][Ss][Ee])\s*$"},
+                ]
+            },
+            "Draw each image by itself: the same pixels whatever else the server draws, for more work. Default false.",
+        ),
         "hf_model_path": _optional({"type": "string"}, "Must name the deployment's own model."),
         "model_id": _optional({"type": "string"}, "Must name the deployment's own model."),
         "hf_token": {"description": "Taken and dropped."},

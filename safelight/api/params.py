@@ -36,6 +36,7 @@ class NewParams:
     sampler: SamplerName | None = None
     spacing: Spacing | None = None
     output_format: OutputFormat | None = None
+    deterministic: bool | None = None
     models: tuple[tuple[str, str], ...] = ()
     webhook_endpoint: str | None = None
     unknown_keys: tuple[str, ...] = ()
@@ -60,6 +61,7 @@ def complete(asked: NewParams, deployment: Deployment, *, fresh_seed: int) -> Ru
         sampler=sampler,
         spacing=_first(asked.spacing, spacing),
         output_format=_first(asked.output_format, defaults.output_format),
+        deterministic=bool(asked.deterministic),
     )
 
 

@@ -34,6 +34,17 @@ class ParamsView(View):
     sampler: SamplerName
     spacing: Spacing
     output_format: OutputFormat
+    deterministic: bool
+
+
+class ProvenanceView(View):
+    """What the images were drawn with. Where it differs, pixels of the same parameters may differ too."""
+
+    safelight: str
+    torch: str
+    device: str
+    dtype: str
+    num_threads: int
 
 
 class ProgressView(View):
@@ -85,6 +96,7 @@ class RunView(View):
         description="When the images were removed to make room; null: they were not."
     )
     webhook_endpoint: str | None
+    provenance: ProvenanceView | None = Field(description="Null until the run has ended.")
 
 
 class RunPage(View):
@@ -174,6 +186,7 @@ def run_view(run: Run, place: QueuePlace) -> RunView:
         images=[_image_view(run.id, image) for image in run.images],
         images_expired_at=iso_or_none(run.images_expired_at),
         webhook_endpoint=run.webhook_endpoint,
+        provenance=ProvenanceView.model_validate(run.provenance) if run.provenance else None,
     )
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, TypeVar
 import typer
 
 from safelight.errors import FieldError, InvalidFields
-from safelight.runs import MAX_SEED, OutputFormat, SamplerName, Spacing, read_sampler, read_spacing
+from safelight.runs import MAX_SEED, OutputFormat, SamplerName, Spacing
+from safelight.sampler_names import read_sampler, read_spacing
 
 PromptArgument = Annotated[str, typer.Argument(help="What to draw.")]
 NegativePromptOption = Annotated[str | None, typer.Option("--negative-prompt", "-n", help="What to keep out.")]
@@ -20,6 +21,9 @@ ImagesOption = Annotated[int | None, typer.Option("--images", help="How many pic
 SeedOption = Annotated[int | None, typer.Option(max=MAX_SEED, help="Seed of the first picture. Unset: a fresh one.")]
 SamplerOption = Annotated[str | None, typer.Option(help="Sampler, by any of its names: euler, 'DPM++ 2M Karras', ...")]
 SpacingOption = Annotated[str | None, typer.Option(help="How the steps are spread: linspace, karras, ...")]
+DeterministicOption = Annotated[
+    bool | None, typer.Option("--deterministic", help="Pixels that depend on nothing else that is drawn; slower.")
+]
 FormatOption = Annotated[OutputFormat | None, typer.Option("--format", help="File format of the pictures.")]
 OutOption = Annotated[
     str, typer.Option("--out", "-o", metavar="PATH", help="Folder for the pictures, or the name of a picture file.")

@@ -10,7 +10,8 @@ from typing import Any, TypeVar, get_type_hints
 
 from safelight.deployments import Defaults, Limits
 from safelight.errors import FieldError, InvalidFields
-from safelight.runs import RunParams, SamplerName, Spacing, read_sampler, read_spacing
+from safelight.runs import RunParams, SamplerName, Spacing
+from safelight.sampler_names import read_sampler, read_spacing
 
 T = TypeVar("T")
 

@@ -34,6 +34,7 @@ def predict(
     sampler: asking.SamplerOption = None,
     spacing: asking.SpacingOption = None,
     output_format: asking.FormatOption = None,
+    deterministic: asking.DeterministicOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a server for pictures, show the progress, and write them. What is left out is the deployment's default."""
@@ -44,7 +45,7 @@ def predict(
     named: dict[str, Any] = {"height": height, "width": width, "num_inference_steps": steps, "seed": seed}
     named |= {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
     named |= asking.sampling(sampler, spacing)
-    named |= {"num_images_per_prompt": images, "output_format": folder.output_format}
+    named |= {"num_images_per_prompt": images, "output_format": folder.output_format, "deterministic": deterministic}
     params = {field: value for field, value in named.items() if value is not None}
     with Client(url, _key(key)) as client:
         run = client.submit(name, prompt, **params)

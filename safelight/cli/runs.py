@@ -1,4 +1,4 @@
-"""`runs list|show|cancel|images|rm`: the runs in a data folder."""
+"""`runs list|show|cancel|images|replay|rm`: the runs in a data folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import typer
 from safelight.cli.opening import with_store
 from safelight.cli.options import ConfigOption, DataOption, JsonOption, existing_settings_of
 from safelight.cli.output import explain, say, say_json, say_table, size, when
+from safelight.cli.replaying import replay
 from safelight.errors import Conflict
 from safelight.runs import Run, RunStatus
 
-HELP = "List, show, cancel and remove runs; get their pictures."
+HELP = "List, show, cancel, draw again and remove runs; get their pictures."
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
 
@@ -124,7 +125,7 @@ def remove(run_id: RunArgument, data: DataOption = None, config: ConfigOption = 
     say(f"run {run_id} is removed")
 
 
-COMMANDS = {"list": list_runs, "show": show, "cancel": cancel, "images": images, "rm": remove}
+COMMANDS = {"list": list_runs, "show": show, "cancel": cancel, "images": images, "replay": replay, "rm": remove}
 
 
 def _facts(run: Run, position: int | None) -> list[tuple[str, object]]:
@@ -149,6 +150,8 @@ def _facts(run: Run, position: int | None) -> list[tuple[str, object]]:
     if position is not None:
         facts.append(("in the queue", f"{position} before it"))
     facts += [("webhook", run.webhook_endpoint)] if run.webhook_endpoint else []
+    if run.provenance is not None:
+        facts.append(("drawn with", ", ".join(f"{name} {value}" for name, value in asdict(run.provenance).items())))
     facts += [("warning", warning) for warning in run.warnings]
     facts += [(f"image {image.index}", f"{image.path}, {size(image.num_bytes)}") for image in run.images]
     return facts

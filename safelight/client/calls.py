@@ -71,6 +71,7 @@ class PredictParams(TypedDict, total=False):
     sampler: str
     spacing: str
     output_format: str
+    deterministic: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ from safelight.engine.models.loading import ModelLoader
 from safelight.engine.tasks import Assignment, ModelSpec
 from safelight.errors import ModelError
 from safelight.metrics import EngineFigures
-from safelight.runs import RunError
+from safelight.runs import Provenance, RunError
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ class EngineHost:
             checkpoint_seconds=checkpoint_seconds,
         )
         self._max_resident_images = settings.max_resident_images
+        self._loader = loader
         self._commands: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         # A run given back may return before the engine has let go of it: its streams end in the order they began.
         self._streams: dict[str, deque[_Stream]] = {}
@@ -131,6 +132,12 @@ class EngineHost:
     def figures(self) -> EngineFigures:
         """What the engine has done so far."""
         return self._engine.figures
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """What pictures are drawn with; None where models come from elsewhere than its own loader."""
+        tuning = self._loader.tuning
+        return None if tuning is None else tuning.provenance
 
     def generate(self, assignment: Assignment) -> AsyncIterator[EngineEvent]:
         """Hand the assignment in at once; its events, up to and with the end event. Leaving the iterator cancels it."""

@@ -45,7 +45,8 @@ class Scheduler:
     are served by virtual time: whose weighted device time is least goes first, and who returns from idleness starts level
     with the others. Within a key the earliest due goes first, so that short work passes long work but for a while only.
 
-    A batch has the rows that are worth it by `costs`, and no more than fit into memory. A suspect image travels alone.
+    A batch has the rows that are worth it by `costs`, and no more than fit into memory. A suspect image travels alone until
+    it has passed a step, a deterministic one to its end.
     """
 
     def __init__(self, *, max_rows: int, costs: Costs | None = None) -> None:
@@ -194,10 +195,17 @@ class Scheduler:
         return max(1, min(waiting, self._costs.rows_worth(key, self.max_rows(key))))
 
     def _fill(self, key: BatchKey) -> list[ImageTask]:
-        """The first always travels, even where its own rows are over the limit; then whoever is next and fits."""
+        """The first always travels, even where its own rows are over the limit; then whoever is next and fits.
+
+        A deterministic image travels alone, and waits until it is the first.
+        """
         room = self._costs.rows_worth(key, self.max_rows(key))
         tasks: list[ImageTask] = []
         for task in self._in_order(key):
+            if task.is_deterministic:
+                if not tasks:
+                    return [task]
+                continue
             if not tasks or task.num_rows <= room:
                 tasks.append(task)
                 room -= task.num_rows

@@ -101,6 +101,10 @@ class ImageTask:
         return self.run.assignment.params.is_guided
 
     @property
+    def is_deterministic(self) -> bool:
+        return self.run.assignment.params.deterministic
+
+    @property
     def num_rows(self) -> int:
         return 2 if self.is_guided else 1
 

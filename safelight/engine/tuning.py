@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
+
+from safelight.runs import Provenance
+from safelight.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +35,17 @@ class Tuning:
     dtype: torch.dtype
     num_threads: int
 
+    @property
+    def provenance(self) -> Provenance:
+        """What pictures drawn under this tuning can be told apart by."""
+        return Provenance(
+            safelight=__version__,
+            torch=torch.__version__,
+            device=_device_name(self.device),
+            dtype=str(self.dtype).removeprefix("torch."),
+            num_threads=self.num_threads,
+        )
+
 
 def tune(*, device: str, dtype: DtypeName, num_threads: int) -> Tuning:
     """Settle what is left open (`auto`, 0 threads), and set this process to it. Thread: the one that will predict."""
@@ -41,6 +58,17 @@ def tune(*, device: str, dtype: DtypeName, num_threads: int) -> Tuning:
     torch.set_num_threads(threads)
     log.info("engine on %s: %s, %d threads", place, settled, threads)
     return Tuning(place, settled, threads)
+
+
+def _device_name(device: torch.device) -> str:
+    """With the maker's name of it: kernels differ from one to the next."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    names: list[str] = []
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{device} ({names[0] if names else platform.machine()})"
 
 
 def _torch_dtype(name: DtypeName) -> torch.dtype | None:

@@ -28,7 +28,7 @@ from safelight.runs import (
 )
 from safelight.store import deliveries, events, measures
 from safelight.store.database import now
-from safelight.store.rows import run_from
+from safelight.store.rows import run_from, to_json
 from safelight.store.schema import IS_QUEUED, IS_RUNNING, images, placements, runs
 
 MAX_REQUEUED = 100
@@ -196,6 +196,7 @@ def finish(connection: Connection, claim: Claim, outcome: Outcome) -> Run:
         run_time_ms=outcome.run_time_ms,
         device_ms=outcome.device_ms,
         warnings=json.dumps(outcome.warnings),
+        provenance=None if outcome.provenance is None else to_json(outcome.provenance),
     )
     if row is None:
         raise _lost(claim)

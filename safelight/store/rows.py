@@ -18,6 +18,7 @@ from safelight.runs import (
     EndpointStatus,
     ImageRecord,
     OutputFormat,
+    Provenance,
     Run,
     RunError,
     RunEvent,
@@ -29,7 +30,7 @@ from safelight.runs import (
     WebhookEndpoint,
 )
 
-T = TypeVar("T", RunParams, Defaults, Limits, Allowance)
+T = TypeVar("T", RunParams, Defaults, Limits, Allowance, Provenance)
 
 ENUMS: Mapping[str, Callable[[Any], Any]] = {
     "sampler": SamplerName,
@@ -39,7 +40,7 @@ ENUMS: Mapping[str, Callable[[Any], Any]] = {
 """The fields of the above that are more than JSON's own kinds."""
 
 
-def to_json(value: RunParams | Defaults | Limits | Allowance) -> str:
+def to_json(value: RunParams | Defaults | Limits | Allowance | Provenance) -> str:
     return json.dumps(asdict(value), allow_nan=False)
 
 
@@ -76,6 +77,7 @@ def run_from(row: Row[Any], images: Sequence[Row[Any]] = ()) -> Run:
         # Their rows stay, for whoever counts what was drawn.
         images=() if row.images_expired_at else tuple(image_from(image) for image in images),
         images_expired_at=row.images_expired_at,
+        provenance=None if row.provenance is None else from_json(Provenance, row.provenance),
     )
 
 

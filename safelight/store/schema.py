@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from safelight.store.database import Number
 
-REVISION = "0003"
+REVISION = "0004"
 """The newest migration: a database that says so needs none."""
 
 
@@ -78,6 +78,7 @@ runs = sa.Table(
     sa.Column("weight", Real),
     sa.Column("device_ms", Real),
     sa.Column("images_expired_at", Real),
+    sa.Column("provenance", Text),
 )
 
 IS_QUEUED = sa.text("status = 'queued'")

@@ -44,6 +44,7 @@ class Drawing:
         missing = tuple(index for index in range(run.params.num_images_per_prompt) if index not in finished)
         if not missing:
             return held.outcome(RunStatus.SUCCEEDED)
+        held.provenance = self._engine.provenance
         checkpoint = await self._checkpoints.last(held.claim)
         key = model_key(held.deployment)
         return await self._follow(

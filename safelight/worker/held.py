@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from safelight.deployments import Deployment
-from safelight.runs import Claim, ImageRecord, Outcome, Progress, RunError, RunStatus
+from safelight.runs import Claim, ImageRecord, Outcome, Progress, Provenance, RunError, RunStatus
 
 
 @dataclass(slots=True)
@@ -23,6 +23,7 @@ class Held:
     is_unreported: bool = False
     device_ms: float = 0.0
     saving: asyncio.Task[None] | None = None
+    provenance: Provenance | None = None
 
     def outcome(self, status: RunStatus, run_time_ms: float = 0.0, error: RunError | None = None) -> Outcome:
         """How the run ends, with all that is known of it."""
@@ -33,6 +34,7 @@ class Held:
             warnings=self.warnings,
             images=self.unnamed,
             progress=self.progress(),
+            provenance=self.provenance,
         )
 
     def progress(self) -> Progress:

@@ -128,6 +128,13 @@ def test_names_are_taken_in_any_case_and_others_are_refused_with_the_choice():
     assert "png, jpeg, webp" in wrong_fields(output_format=3)["output_format"]
 
 
+def test_deterministic_is_true_or_false_and_nothing_else():
+    asked = [read(deterministic=value).deterministic for value in (True, False, "TRUE", " false", None)]
+    assert asked == [True, False, True, False, None]
+    assert complete(read(deterministic=True), DEPLOYMENT, fresh_seed=1).deterministic
+    assert wrong_fields(deterministic=1)["deterministic"] == "1 is not true or false"
+
+
 @pytest.mark.parametrize("prompt", [None, 3, ["a"], {"text": "a"}, True, "a\0b", "half \ud83d"])
 def test_a_prompt_that_is_no_text_is_refused(prompt):
     assert list(wrong_fields(prompt=prompt)) == ["prompt"]
@@ -214,7 +221,7 @@ JSON = st.recursive(
 )
 FIELDS = ("prompt", "height", "width", "num_inference_steps", "guidance_scale", "num_images_per_prompt", "seed")
 FIELDS += ("negative_prompt", "webhook_endpoint", "sampler", "spacing", "output_format")
-FIELDS += ("hf_model_path", "model_id", "hf_token")
+FIELDS += ("hf_model_path", "model_id", "hf_token", "deterministic")
 NEAR = st.sampled_from(
     [0, 1, 7, 8, 64, 512, "512", 512.0, 1024, 1032, -1, 1e999, "1e5", True, None, "euler", "png", "x"]
 )

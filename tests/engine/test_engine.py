@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from safelight.engine.engine import Engine
 from safelight.engine.events import (
@@ -99,6 +100,25 @@ def test_a_row_beside_others_moves_as_if_alone() -> None:
         [beside], [by_itself] = pictures_of(together[run_id]).values(), pictures_of(alone[run_id]).values()  # type: ignore[arg-type]
         assert np.abs(beside.astype(int) - by_itself.astype(int)).max() <= 1
         assert by_itself.std() > 5
+
+
+def test_a_deterministic_run_does_not_feel_how_many_travel_beside_it() -> None:
+    class Crowded(FakeModel):
+        """Rounds as batches of another size do, and much louder."""
+
+        def predict(
+            self, x: torch.Tensor, sigma: torch.Tensor, timestep: torch.Tensor, conditioning: torch.Tensor
+        ) -> torch.Tensor:
+            return super().predict(x, sigma, timestep, conditioning) + 0.05 * len(x)
+
+    plain = replace(CAT, num_images_per_prompt=2)
+    exact = replace(plain, deterministic=True)
+    alone = pictures_of(draw(Crowded(), plain=plain)["plain"])
+    exact_alone = pictures_of(draw(Crowded(), exact=exact)["exact"])
+    others = {f"r{number}": replace(CAT, prompt=f"cat {number}") for number in range(4)}
+    together = draw(Crowded(), plain=plain, exact=exact, **others)
+    assert all((pictures_of(together["exact"])[index] == exact_alone[index]).all() for index in (0, 1))
+    assert any((pictures_of(together["plain"])[index] != alone[index]).any() for index in (0, 1))
 
 
 def test_a_newcomer_joins_between_two_steps() -> None:

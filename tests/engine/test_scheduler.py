@@ -29,8 +29,9 @@ def make_task(
     num_steps: int = 5,
     key_id: str | None = None,
     weight: float = 1.0,
+    deterministic: bool = False,
 ) -> ImageTask:
-    params = RunParams(prompt=name, guidance_scale=7.5 if is_guided else 1.0)
+    params = RunParams(prompt=name, guidance_scale=7.5 if is_guided else 1.0, deterministic=deterministic)
     assignment = Assignment(name, "m@1", params, (0,), key_id=key_id, weight=weight)
     run = LiveRun(assignment, cast(ImageModel, None), 1, 0, num_steps)
     table = replace(TABLE, columns=TABLE.columns[[0] * num_steps])
@@ -85,6 +86,19 @@ def test_guided_and_unguided_images_share_a_batch_up_to_the_row_limit() -> None:
 def test_a_small_image_takes_the_room_that_a_large_one_cannot() -> None:
     scheduler = scheduler_of(make_task("a"), make_task("b"), make_task("c", is_guided=False), max_rows=3)
     assert names(scheduler.choose()) == ["a", "c"]
+
+
+def test_a_deterministic_image_travels_alone_and_keeps_nobody_waiting_for_long() -> None:
+    costs = measured()
+    scheduler = scheduler_of(
+        make_task("a", key_id="a"),
+        make_task("d", key_id="d", deterministic=True),
+        make_task("c", key_id="c"),
+        costs=costs,
+    )
+    served = serve(scheduler, 40, costs)
+    assert {tuple(batch) for batch in served} == {("a", "c"), ("d",)}
+    assert 10 <= served.count(["d"]) <= 30
 
 
 def test_shapes_do_not_mix() -> None:

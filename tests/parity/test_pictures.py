@@ -99,6 +99,21 @@ def test_a_picture_beside_nine_others_is_the_picture_alone(pair: Pair) -> None:
         assert largest_difference(beside, by_itself) <= 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_deterministic_picture_is_the_same_to_the_last_bit_whoever_is_beside_it(
+    tiny_v2: Pair, dtype: torch.dtype
+) -> None:
+    model = load_model(tiny_v2.folder, dtype=dtype)
+    exact = replace(PLAIN, num_images_per_prompt=2, sampler=SamplerName.DPMPP_2M_SDE, deterministic=True)
+    others = [replace(PLAIN, prompt=f"{number} boats", seed=number) for number in range(5)]
+    together, *_ = draw_with_engine(model, [exact, *others])
+    [by_itself] = draw_with_engine(model, [exact])
+    assert largest_difference(together, by_itself) == 0
+    for index, picture in enumerate(together):
+        [[single]] = draw_with_engine(model, [alone(exact, index)])
+        assert largest_difference([picture], [single]) == 0
+
+
 def test_each_image_of_a_run_can_be_drawn_alone(tiny_v1: Pair) -> None:
     params = replace(WAYS["negative"], sampler=SamplerName.EULER_ANCESTRAL)
     [run] = draw_with_engine(tiny_v1.ours, [params])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from safelight.errors import LostClaim
-from safelight.runs import Outcome, Pulse, RunError, RunStatus
+from safelight.runs import Outcome, Provenance, Pulse, RunError, RunStatus
 from safelight.store import Store
 
 from .making import HOOK, SUCCEEDED, claim_one, draw, end_one, kinds_of, progress_of, submit, write_picture
@@ -88,10 +88,14 @@ async def test_a_finished_run_says_how_it_ended(store: Store) -> None:
     await submit(store)
     claim = await claim_one(store)
     failure = RunError("model_error", "the weights hold NaN \ud800\0")
-    outcome = Outcome(status=RunStatus.FAILED, run_time_ms=7.0, error=failure, warnings=("the prompt was cut",))
+    made = Provenance(safelight="1", torch="2", device="cpu", dtype="float32", num_threads=1)
+    outcome = Outcome(
+        status=RunStatus.FAILED, run_time_ms=7.0, error=failure, warnings=("the prompt was cut",), provenance=made
+    )
     ended = await store.runs.finish(claim, outcome)
     assert ended == await store.runs.get(claim.run.id)
     assert (ended.status, ended.run_time_ms, ended.warnings) == (RunStatus.FAILED, 7.0, ("the prompt was cut",))
+    assert ended.provenance == made
     assert ended.error is not None and ended.error.code == "model_error"
     assert isinstance(ended.run_time_ms, float)
     [*_, last] = await store.events.after(claim.run.id)

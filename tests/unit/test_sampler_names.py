@@ -15,7 +15,8 @@ from safelight.api.params import complete, find_wrong
 from safelight.cli.asking import sampling
 from safelight.deployments import Defaults, Deployment, Limits
 from safelight.errors import InvalidFields
-from safelight.runs import RunParams, SamplerName, Spacing, read_sampler, read_spacing
+from safelight.runs import RunParams, SamplerName, Spacing
+from safelight.sampler_names import read_sampler, read_spacing
 from safelight.store.rows import from_json, to_json
 
 KNOWN = {

@@ -15,7 +15,8 @@ from safelight.api.errors import problem_answer
 from safelight.api.params import NewParams, shorten
 from safelight.envelope import accepted_body, success_body
 from safelight.errors import FieldError, MalformedBody, SafelightError
-from safelight.runs import OutputFormat, Run, SamplerName, Spacing, read_sampler, read_spacing
+from safelight.runs import OutputFormat, Run, SamplerName, Spacing
+from safelight.sampler_names import read_sampler, read_spacing
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
@@ -72,6 +73,7 @@ def to_params(body: Mapping[str, object]) -> NewParams:
         sampler=sampler,
         spacing=spacing,
         output_format=reader.take("output_format", _output_format),
+        deterministic=reader.take("deterministic", _boolean),
         models=tuple((key, model) for key in _MODEL_KEYS if (model := reader.take(key, _text)) is not None),
         webhook_endpoint=reader.take("webhook_endpoint", _url),
         unknown_keys=reader.unknown_keys(),
@@ -198,6 +200,14 @@ def _number(value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     raise _Unreadable(f"{shorten(value)} is not a finite number")
+
+
+def _boolean(value: object) -> bool:
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return value.strip().lower() == "true"
+    if isinstance(value, bool):
+        return value
+    raise _Unreadable(f"{shorten(value)} is not true or false")
 
 
 def _seed(value: object) -> int | None:

@@ -39,6 +39,11 @@ class ModelLoader:
 
         self._tuning = tune(device=self._device, dtype=self._dtype, num_threads=self._num_threads)
 
+    @property
+    def tuning(self) -> Tuning | None:
+        """How its models run; None before `prepare`."""
+        return self._tuning
+
     def load(self, folder: Path) -> ImageModel:
         """The model in `folder`. Raises ModelError with the remedy. Any thread, once `prepare` is done."""
         assert self._tuning is not None
