@@ -25,8 +25,10 @@ from safelight.errors import InvalidRequest, ReceiveTimeout, SafelightError
 DRAIN_SECONDS = 5.0
 """How long answers may take to be sent after waiting has been stopped."""
 
-MIN_BYTES_TAKEN = 4096
-"""A reader that takes less than this of a waiting answer within the deadline is cut off."""
+MIN_BYTES_PER_SECOND = 8192
+"""A reader that takes a waiting answer more slowly than this, over the length of a deadline, is cut off."""
+
+_DROP_AT_ONCE = struct.pack("ii", 1, 0)
 
 
 class DeadlineProtocol(H11Protocol):
@@ -43,6 +45,11 @@ class DeadlineProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # The end of an answer lies in the kernel only, where no timer of ours sees it. Later than ours, which tell
+            # the client; the kernel's does not.
+            patience_ms = int(self._deadline_seconds * 1000) + 1000
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience_ms)
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -86,12 +93,12 @@ class DeadlineProtocol(H11Protocol):
         if self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
             self._refuse(ReceiveTimeout(f"the request did not arrive within {self._deadline_seconds:g} s"))
         else:
-            self.transport.abort()
+            self._drop()
 
     def _refuse(self, error: SafelightError) -> None:
         if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             # An answer is under way or given: there is no place for another.
-            self.transport.abort()
+            self._drop()
             return
         answer = problem_answer(error)
         headers = [("content-type", PROBLEM), ("content-length", str(len(answer.body))), ("connection", "close")]
@@ -108,15 +115,24 @@ class DeadlineProtocol(H11Protocol):
     def _check_reader(self, left_before: int) -> None:
         if not self.transport.get_write_buffer_size():
             return
-        if left_before - self._num_waiting_bytes() < MIN_BYTES_TAKEN:
-            self.transport.abort()
+        if left_before - self._num_waiting_bytes() < min(left_before, MIN_BYTES_PER_SECOND * self._deadline_seconds):
+            self._drop()
         else:
             self._watch_reader()
 
+    def _drop(self) -> None:
+        """End the connection now: what the client did not take is forgotten here and in the kernel."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP_AT_ONCE)
+        self.transport.abort()
+
+    @property
+    def _socket(self) -> socket.socket:
+        connection: socket.socket = self.transport.get_extra_info("socket")
+        return connection
+
     def _num_waiting_bytes(self) -> int:
         """What the client's machine has not taken yet, here and in the kernel, which asks for more only in megabytes."""
-        door: socket.socket = self.transport.get_extra_info("socket")
-        (in_kernel,) = struct.unpack("i", fcntl.ioctl(door.fileno(), termios.TIOCOUTQ, bytes(4)))
+        (in_kernel,) = struct.unpack("i", fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4)))
         return self.transport.get_write_buffer_size() + int(in_kernel)
 
 

@@ -6,7 +6,9 @@ import asyncio
 import json
 import socket
 import time
-from contextlib import asynccontextmanager, suppress
+import tracemalloc
+from collections.abc import Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import httpx2
 import uvicorn
@@ -16,6 +18,8 @@ from safelight.runs import RunStatus
 
 from .house import PAGE_BODY
 
+BIG = 8_000_000
+TCP_CLOSE = 7
 DEADLINE = ServerSettings(port=0, receive_timeout_seconds=0.4, sync_timeout_seconds=20)
 
 
@@ -145,38 +149,78 @@ async def test_many_half_open_connections_do_not_keep_health_waiting(make_house)
             connection.close()
 
 
-async def test_a_reader_that_takes_nothing_is_cut_off_and_a_slow_one_is_not(make_house):
-    async with make_house(DEADLINE) as house, house.serving() as (_, port):
-        async with house.working():
-            answer = await house.predict(width=64, height=64)
-        run_id = answer.json()["run_id"]
-        big = b"x" * 8_000_000
+@asynccontextmanager
+async def with_big_image(house):
+    """The path of an image of 8 MB, made anew for each reader."""
+    async with house.working():
+        answer = await house.predict(width=64, height=64)
 
-        async def read(path: str) -> bytes:
-            return big
+    async def read(path: str) -> bytes:
+        return bytes(BIG)
 
-        house.store.images.read = read
-        with socket.socket() as stuck:
-            stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-            stuck.setblocking(False)
-            loop = asyncio.get_running_loop()
-            await loop.sock_connect(stuck, ("127.0.0.1", port))
-            await loop.sock_sendall(stuck, head(f"/runs/{run_id}/images/0", house.key))
-            await asyncio.sleep(1.2)
-            taken = 0
-            with suppress(ConnectionResetError):
-                while chunk := await asyncio.wait_for(loop.sock_recv(stuck, 1_000_000), 3):
-                    taken += len(chunk)
-            assert taken < len(big)
+    house.store.images.read = read
+    yield f"/runs/{answer.json()['run_id']}/images/0"
+
+
+@asynccontextmanager
+async def asking_without_reading(port: int, request: bytes):
+    loop = asyncio.get_running_loop()
+    with socket.socket() as stuck:
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        stuck.setblocking(False)
+        await loop.sock_connect(stuck, ("127.0.0.1", port))
+        await loop.sock_sendall(stuck, request)
+        yield stuck
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(0.02)
+
+
+def is_reset(connection: socket.socket) -> bool:
+    """The door has ended this connection at once; nothing has to be read to learn of it."""
+    (state,) = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    return state == TCP_CLOSE
+
+
+async def test_readers_that_stop_reading_are_dropped_and_their_answers_forgotten(make_house):
+    async with (
+        make_house(DEADLINE) as house,
+        house.serving() as (server, port),
+        with_big_image(house) as image,
+        AsyncExitStack() as stack,
+    ):
+        tracemalloc.start()
+        request = head(image, house.key)
+        stuck = [await stack.enter_async_context(asking_without_reading(port, request)) for _ in range(10)]
+        await until(lambda: tracemalloc.get_traced_memory()[0] > 5 * BIG)
+        held = tracemalloc.get_traced_memory()[0]
+        await until(lambda: not server.server_state.connections)
+        await quiet(server)
+        left = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert left < held / 5
+        assert all(is_reset(each) for each in stuck), "the kernel keeps nothing for them either"
+
+
+async def test_a_reader_of_drops_is_dropped_and_a_slow_one_is_not(make_house):
+    async with make_house(DEADLINE) as house, house.serving() as (_, port), with_big_image(house) as image:
+        async with asking_without_reading(port, head(image, house.key)) as dripping:
+            loop, began = asyncio.get_running_loop(), time.monotonic()
+            while not is_reset(dripping):
+                assert await loop.sock_recv(dripping, 100)
+                assert time.monotonic() - began < 5
+                await asyncio.sleep(0.05)
         async with connected(port) as (reader, writer):
-            writer.write(head(f"/runs/{run_id}/images/0", house.key, Connection="close"))
-            taken = 0
-            began = time.monotonic()
+            writer.write(head(image, house.key, Connection="close"))
+            taken, began = 0, time.monotonic()
             while chunk := await reader.read(1_000_000):
                 taken += len(chunk)
                 if time.monotonic() - began < 1:
                     await asyncio.sleep(0.1)
-            assert taken > len(big)
+            assert taken > BIG
 
 
 async def test_a_client_that_hangs_up_loses_only_its_connection(make_house):
