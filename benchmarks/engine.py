@@ -23,6 +23,7 @@ from safelight.engine.engine import Engine
 from safelight.engine.events import ImageReady, Pixels
 from safelight.engine.models.base import Conditioning
 from safelight.engine.models.loading import load_model
+from safelight.engine.models.text import ClipPrompt
 from safelight.engine.models.unet import Parts, UNetModel
 from safelight.engine.samplers import scaled_linear_schedule
 from safelight.engine.tasks import Assignment
@@ -59,9 +60,10 @@ class RandomModel(UNetModel):
         )
         for network in (unet, vae, encoder):
             network.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False).eval()
-        super().__init__(Parts(None, encoder, unet, vae, True), scaled_linear_schedule())  # type: ignore[arg-type]
+        prompts = ClipPrompt(None, encoder)  # type: ignore[arg-type]
+        super().__init__(Parts(prompts, unet, vae, True), scaled_linear_schedule())
 
-    def encode(self, text: str) -> Conditioning:
+    def encode(self, text: str, *, is_negative: bool = False) -> Conditioning:
         return Conditioning(torch.randn(NUM_TOKENS, WIDTH, generator=torch.Generator().manual_seed(1)).to(self._dtype))
 
 

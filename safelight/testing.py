@@ -31,7 +31,7 @@ class FakeModel:
     can be measured. It predicts noise from the timestep and leaves the denoising to sigma, as real networks do.
 
     `faults` maps prompts to what happens in the denoiser: "error", "nan", "memory" or "decode". `step_seconds` and
-    `decode_seconds` make it slow. `calls` counts encode, predict and decode; `rows` lists the rows of each prediction.
+    `decode_seconds` make it slow. Its weights hold `num_bytes`. `calls` counts encode, predict and decode; `rows` lists the rows of each prediction.
     """
 
     def __init__(
@@ -42,11 +42,13 @@ class FakeModel:
         decode_seconds: float = 0.0,
         max_rows: int | None = None,
         faults: Mapping[str, str] | None = None,
+        num_bytes: int = 0,
     ) -> None:
         self._std = std
         self._step_seconds = step_seconds
         self._decode_seconds = decode_seconds
         self._max_rows = max_rows
+        self._num_bytes = num_bytes
         self._fault_of = {_value(text): fault for text, fault in (faults or {}).items()}
         self.calls = {"encode": 0, "predict": 0, "decode": 0}
         self.rows: list[int] = []
@@ -64,6 +66,14 @@ class FakeModel:
 
         return torch.device("cpu")
 
+    @cached_property
+    def networks(self) -> tuple[torch.nn.Module, ...]:
+        import torch  # noqa: PLC0415
+
+        network = torch.nn.Module()
+        network.register_buffer("weights", torch.zeros(self._num_bytes, dtype=torch.uint8))
+        return (network,)
+
     @property
     def conditioning_shape(self) -> tuple[int, int]:
         return NUM_TOKENS, WIDTH
@@ -75,7 +85,7 @@ class FakeModel:
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return 4, math.ceil(height / 8), math.ceil(width / 8)
 
-    def encode(self, text: str) -> Conditioning:
+    def encode(self, text: str, *, is_negative: bool = False) -> Conditioning:
         """Reads `NUM_TOKENS` words."""
         import torch  # noqa: PLC0415
 

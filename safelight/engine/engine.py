@@ -192,7 +192,8 @@ class Engine:
     def _encode(self, run: LiveRun) -> EncodedPrompt | RunError:
         params, model, key = run.assignment.params, run.model, run.assignment.model_key
         try:
-            run.negative = self._prompts.encode(key, model, params.negative_prompt) if params.is_guided else None
+            if params.is_guided:
+                run.negative = self._prompts.encode(key, model, params.negative_prompt, is_negative=True)
             run.prompt = self._prompts.encode(key, model, params.prompt)
         except Exception as error:
             log.exception("encoding failed", extra={"run_id": run.run_id})

@@ -7,31 +7,35 @@ from collections import OrderedDict
 from safelight.engine.models.base import Conditioning, ImageModel
 
 
+_Asked = tuple[str, str, bool]
+"""Model, text, and whether it stands on the negative side."""
+
+
 class PromptCache:
     """Conditionings by model and text. Thread: engine."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._kept: OrderedDict[tuple[str, str], Conditioning] = OrderedDict()
-        self._empty: dict[str, Conditioning] = {}
+        self._kept: OrderedDict[_Asked, Conditioning] = OrderedDict()
+        self._empty: dict[_Asked, Conditioning] = {}
 
-    def encode(self, model_key: str, model: ImageModel, text: str) -> Conditioning:
+    def encode(self, model_key: str, model: ImageModel, text: str, *, is_negative: bool = False) -> Conditioning:
         """The conditioning of `text`, from the cache where it is there."""
+        asked = (model_key, text, is_negative)
         if not text:
-            if model_key not in self._empty:
-                self._empty[model_key] = model.encode(text)
-            return self._empty[model_key]
-        place = (model_key, text)
-        found = self._kept.get(place)
+            if asked not in self._empty:
+                self._empty[asked] = model.encode(text, is_negative=is_negative)
+            return self._empty[asked]
+        found = self._kept.get(asked)
         if found is None:
-            found = self._kept[place] = model.encode(text)
-        self._kept.move_to_end(place)
+            found = self._kept[asked] = model.encode(text, is_negative=is_negative)
+        self._kept.move_to_end(asked)
         while len(self._kept) > self._size:
             self._kept.popitem(last=False)
         return found
 
     def forget(self, model_key: str) -> None:
         """The model is unloaded."""
-        self._empty.pop(model_key, None)
-        for place in [place for place in self._kept if place[0] == model_key]:
-            del self._kept[place]
+        for kept in (self._empty, self._kept):
+            for asked in [asked for asked in kept if asked[0] == model_key]:
+                del kept[asked]

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from safelight.engine.models.base import ImageModel
 from safelight.engine.models.loading import load_model
 
 from .tiny_models import make_pipeline
+from .tiny_xl import make_xl_pipeline
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Pair:
     """One folder of weights, loaded by both."""
 
     folder: Path
-    theirs: StableDiffusionPipeline
+    theirs: StableDiffusionPipeline | StableDiffusionXLPipeline
     ours: ImageModel
 
 
@@ -39,7 +40,16 @@ def tiny_v2(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return _pair(tmp_path_factory.mktemp("models") / "tiny-v2", is_v2=True)
 
 
-@pytest.fixture(params=["tiny_v1", "tiny_v2"])
+@pytest.fixture(scope="session")
+def tiny_xl(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    folder = tmp_path_factory.mktemp("models") / "tiny-xl"
+    make_xl_pipeline(folder)
+    theirs = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False, local_files_only=True)
+    theirs.set_progress_bar_config(disable=True)
+    return Pair(folder, theirs, load_model(folder))
+
+
+@pytest.fixture(params=["tiny_v1", "tiny_v2", "tiny_xl"])
 def pair(request: pytest.FixtureRequest) -> Pair:
     found: Pair = request.getfixturevalue(request.param)
     return found

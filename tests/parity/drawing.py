@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from pytest import MonkeyPatch
 
 from safelight.engine.engine import Engine
@@ -37,7 +37,7 @@ def draw_with_engine(model: ImageModel, asked: Sequence[RunParams], **settings: 
     return [[pictures[index] for index in sorted(pictures)] for pictures in drawn.values()]
 
 
-def draw_with_diffusers(pipeline: StableDiffusionPipeline, params: RunParams, patch: MonkeyPatch) -> list[Pixels]:
+def draw_with_diffusers(pipeline: DiffusionPipeline, params: RunParams, patch: MonkeyPatch) -> list[Pixels]:
     """As its documentation says: a generator for each image, the sampler by `from_config`."""
     own = pipeline.scheduler
     pipeline.scheduler = make_scheduler(params.sampler, own.config, params.spacing)

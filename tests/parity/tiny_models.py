@@ -36,33 +36,26 @@ def write_tokenizer(folder: Path, *, pad_token: str) -> None:
     (folder / "special_tokens_map.json").write_text(json.dumps({**tokens, "pad_token": pad_token}))
 
 
-def make_pipeline(folder: Path, *, is_v2: bool, num_levels: int = 4, num_channels: int = 4) -> StableDiffusionPipeline:
-    """Like SD 1.x (epsilon, 8 heads, quick_gelu) or SD 2.1 (v, heads by level, linear projections, upcast attention)."""
+def make_pipeline(
+    folder: Path, *, is_v2: bool, num_levels: int = 4, num_channels: int = 4, has_real_heads: bool = False
+) -> StableDiffusionPipeline:
+    """Like SD 1.x (epsilon, 8 heads, quick_gelu) or SD 2.1 (v, heads by level, linear projections, upcast attention).
+
+    Real heads are 64 wide where the originals' are."""
     torch.manual_seed(2 if is_v2 else 1)
     write_tokenizer(folder / "tokenizer", pad_token="!" if is_v2 else "<|endoftext|>")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    width = 48
-    encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=WINDOW,
-            hidden_act="gelu" if is_v2 else "quick_gelu",
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
+    width, num_heads = (64, 1) if has_real_heads else (48, 4)
+    encoder = CLIPTextModel(encoder_config(tokenizer, width, num_heads, "gelu" if is_v2 else "quick_gelu"))
+    widths = (64, 64, 128, 128) if has_real_heads else (32, 64, 128, 128)
     unet = UNet2DConditionModel(
         sample_size=96 if is_v2 else 64,
         in_channels=num_channels,
         out_channels=num_channels,
-        block_out_channels=(32, 64, 128, 128) if is_v2 else (32, 64, 64, 64),
+        block_out_channels=widths if is_v2 else (32, 64, 64, 64),
         layers_per_block=1,
         cross_attention_dim=width,
-        attention_head_dim=[1, 2, 4, 4] if is_v2 else 8,
+        attention_head_dim=[each // (64 if has_real_heads else 32) for each in widths] if is_v2 else 8,
         use_linear_projection=is_v2,
         upcast_attention=is_v2,
     )
@@ -73,7 +66,7 @@ def make_pipeline(folder: Path, *, is_v2: bool, num_levels: int = 4, num_channel
         latent_channels=num_channels,
         layers_per_block=1,
     )
-    _enliven(unet, encoder, vae)
+    enliven(unet, encoder, vae)
     pipeline = StableDiffusionPipeline(
         vae=vae.eval(),
         text_encoder=encoder.eval(),
@@ -88,12 +81,33 @@ def make_pipeline(folder: Path, *, is_v2: bool, num_levels: int = 4, num_channel
     pipeline.save_pretrained(folder, safe_serialization=True)
     # As the originals ship it: without the keys that were left at their defaults, the spacing among them.
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(_scheduler_config(is_v2)))
-    # Saving adds a tokenizer.json and rewrites the rest; the originals have neither.
-    for path in (folder / "tokenizer").iterdir():
-        path.unlink()
-    (folder / "tokenizer").rmdir()
-    write_tokenizer(folder / "tokenizer", pad_token="!" if is_v2 else "<|endoftext|>")
+    restore_tokenizer(folder / "tokenizer", pad_token="!" if is_v2 else "<|endoftext|>")
     return pipeline
+
+
+def restore_tokenizer(folder: Path, *, pad_token: str) -> None:
+    """Saving adds a tokenizer.json and rewrites the rest; the originals have neither."""
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    write_tokenizer(folder, pad_token=pad_token)
+
+
+def encoder_config(
+    tokenizer: CLIPTokenizer, width: int, num_heads: int, activation: str, **others: int
+) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=3,
+        num_attention_heads=num_heads,
+        max_position_embeddings=WINDOW,
+        hidden_act=activation,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **others,
+    )
 
 
 def _scheduler_config(is_v2: bool) -> dict[str, object]:
@@ -116,7 +130,7 @@ def _scheduler(is_v2: bool) -> DDIMScheduler:
     return DDIMScheduler.from_config(_scheduler_config(is_v2))
 
 
-def _enliven(unet: UNet2DConditionModel, encoder: CLIPTextModel, vae: AutoencoderKL) -> None:
+def enliven(unet: UNet2DConditionModel, encoder: torch.nn.Module, vae: AutoencoderKL) -> None:
     """Fresh networks answer almost nothing to prompt or noise; these answer loudly enough for differences to show."""
     with torch.no_grad():
         unet.conv_out.weight.mul_(6.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Conditioning:
-    """An encoded prompt: `hidden` [L, D]. `cut` is the end of the text that did not fit the encoder's window."""
+    """An encoded prompt: `hidden` [L, D], which only its model can read. `cut` is the end of the text that did not fit the encoder's window."""
 
     hidden: torch.Tensor
     cut: str = ""
@@ -34,6 +35,11 @@ class ImageModel(Protocol):
         ...
 
     @property
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """What holds its weights, and is moved when another model needs the device."""
+        ...
+
+    @property
     def conditioning_shape(self) -> tuple[int, int]:
         """(L, D), the same for every prompt."""
         ...
@@ -47,8 +53,8 @@ class ImageModel(Protocol):
         """(C, h, w) of the latent that holds a picture of `height` x `width` pixels."""
         ...
 
-    def encode(self, text: str) -> Conditioning:
-        """Encode one prompt."""
+    def encode(self, text: str, *, is_negative: bool = False) -> Conditioning:
+        """Encode one prompt. Some models know an empty negative prompt from an empty prompt."""
         ...
 
     def predict(

@@ -1,20 +1,44 @@
-"""Weights from safetensors files, and from nothing else: whatever can run code when it is read is refused by its content."""
+"""Weights from safetensors files into networks, one tensor at a time."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from safelight.errors import ModelError
+from safelight.headers import PICKLE_SUFFIXES, pickle_message, read_header
 
-MAX_HEADER_BYTES = 100_000_000
-"""The limit of the safetensors format itself."""
+Config = dict[str, object]
+"""A config.json as it came: every value is checked where it is used."""
 
-_PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a stored tensor goes: under one name, or cut along its first dimension into equal parts, one for each name."""
+
+    names: tuple[str, ...]
+    is_transposed: bool = False
+
+
+def keep_name(name: str) -> Place | None:
+    """For files that use the network's own names."""
+    return Place((name,))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Component:
+    """One network on the disk: what describes it, its files, and where what they hold goes (None: it is not its)."""
+
+    where: Path
+    config: Config
+    files: Sequence[Path]
+    place_of: Callable[[str], Place | None] = field(default=keep_name)
 
 
 def find_files(folder: Path, stem: str) -> list[Path]:
@@ -28,30 +52,26 @@ def find_files(folder: Path, stem: str) -> list[Path]:
     variants = sorted(path for path in folder.glob(f"{stem}.*.safetensors") if path.is_file())
     if variants:
         return variants[:1]
-    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLE_SUFFIXES)
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
     if pickles:
-        raise ModelError(_pickle_message(folder / pickles[0]))
+        raise ModelError(pickle_message(folder / pickles[0]))
     raise ModelError(f"{folder} holds no weights: {stem}.safetensors is missing; download the model again")
 
 
 def load_weights(
     module: torch.nn.Module,
-    files: list[Path],
+    component: Component,
     *,
     dtype: torch.dtype,
     device: torch.device,
-    rename: Callable[[str], str] = lambda name: name,
-    is_ignored: Callable[[str], bool] = lambda name: False,
+    rename: Callable[[str], str | None] = lambda name: name,
 ) -> None:
-    """Fill a module that was made on the meta device, one tensor at a time. Raises ModelError where names or shapes do
-    not match the module."""
+    """Fill a module that was made on the meta device. `rename` brings names of older versions up to date, or leaves a
+    tensor out with None. Raises ModelError where names or shapes do not match the module."""
     wanted = module.state_dict()
     found: dict[str, torch.Tensor] = {}
-    for file in files:
-        for stored_name, tensor in _tensors(file):
-            name = rename(stored_name)
-            if is_ignored(name):
-                continue
+    for file in component.files:
+        for stored_name, name, tensor in _entries(file, component.place_of, rename):
             if name not in wanted:
                 raise ModelError(f"{file} holds {stored_name}, which its config.json has no place for; {_AGAIN}")
             if tensor.shape != wanted[name].shape and tensor.squeeze().shape != wanted[name].squeeze().shape:
@@ -62,44 +82,52 @@ def load_weights(
             found[name] = _placed(tensor.reshape(wanted[name].shape), dtype, device)
     missing = sorted(wanted.keys() - found.keys())
     if missing:
-        raise ModelError(f"{files[0]} lacks {len(missing)} tensors, the first {missing[0]}; {_AGAIN}")
+        raise ModelError(f"{component.files[0]} lacks {len(missing)} tensors, the first {missing[0]}; {_AGAIN}")
     module.load_state_dict(found, strict=True, assign=True)
     module.requires_grad_(False).eval()
 
 
-_AGAIN = "config and weights belong to different models, or a download was cut short: download the folder again"
-
-
-def _placed(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A copy in memory of our own: a mapped file could be changed under a running model."""
-    layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
-    dtype = dtype if tensor.is_floating_point() else tensor.dtype
-    return tensor.to(device=device, dtype=dtype, memory_format=layout, copy=True)
-
-
-def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    check_safetensors(file)
+def read_tensors(
+    file: Path, is_wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a file, mapped, not copied. Raises ModelError."""
+    read_header(file)
     try:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - not a mapping
-                yield name, opened.get_tensor(name)
+                if is_wanted(name):
+                    yield name, opened.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file} is damaged ({error}); download it again") from error
 
 
-def check_safetensors(file: Path) -> None:
-    """Look at the first bytes, not at the name. Raises ModelError for a pickle and for anything that is not safetensors."""
-    try:
-        with file.open("rb") as opened:
-            head = opened.read(16)
-    except OSError as error:
-        raise ModelError(f"{file} cannot be read: {error.strerror}") from error
-    if head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05"):
-        raise ModelError(_pickle_message(file))
-    if head.startswith(b"version https://"):
-        raise ModelError(f"{file} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
-    if len(head) < 9 or head[8:9] != b"{" or int.from_bytes(head[:8], "little") > MAX_HEADER_BYTES:
-        raise ModelError(f"{file} is no safetensors file; download it again")
+def count_elements(file: Path) -> int:
+    """Numbers in all its tensors, by its header. Raises ModelError."""
+    return sum(math.prod(shape) for shape in read_header(file).shapes.values())
+
+
+_AGAIN = "config and weights belong to different models, or a download was cut short: download the model again"
+
+
+def _entries(
+    file: Path, place_of: Callable[[str], Place | None], rename: Callable[[str], str | None]
+) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """(stored name, name in the network, tensor) for everything that has a place."""
+    for stored_name, tensor in read_tensors(file, lambda name: place_of(name) is not None):
+        place = place_of(stored_name)
+        assert place is not None
+        parts = (tensor.T if place.is_transposed else tensor).chunk(len(place.names)) if place.names else ()
+        for old_name, part in zip(place.names, parts, strict=True):
+            name = rename(old_name)
+            if name is not None:
+                yield stored_name, name, part
+
+
+def _placed(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A copy in memory of our own: a mapped file could be changed under a running model."""
+    layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+    dtype = dtype if tensor.is_floating_point() else tensor.dtype
+    return tensor.to(device=device, dtype=dtype, memory_format=layout, copy=True)
 
 
 def _shards(index: Path) -> list[Path]:
@@ -113,11 +141,3 @@ def _shards(index: Path) -> list[Path]:
     if missing:
         raise ModelError(f"{index.parent / missing[0]} is missing; download the model again")
     return [index.parent / name for name in sorted(names)]
-
-
-def _pickle_message(file: Path) -> str:
-    return (
-        f"{file} is a pickle, which can run code when it is read, and is not loaded; where you trust its origin, convert"
-        f' it in a sandbox: `python -c "import torch, safetensors.torch as s;'
-        f" s.save_file(torch.load('{file.name}', weights_only=True), '{file.stem}.safetensors')\"`"
-    )

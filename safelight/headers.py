@@ -1,0 +1,67 @@
+"""What a safetensors file says of itself, read without loading it. Whatever can run code when it is read is refused here, by
+its content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safelight.errors import ModelError
+
+MAX_HEADER_BYTES = 16 * 2**20
+"""Headers of the largest models have a few hundred thousand; more is an attack on memory."""
+
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The tensors of a file by name, and the texts its maker left in it."""
+
+    file: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+
+
+def read_header(file: Path) -> Header:
+    """Raises ModelError, with the remedy, for a pickle, for what is no safetensors file, and for one that was cut short."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(16)
+            _check_kind(file, head)
+            length = int.from_bytes(head[:8], "little")
+            text = (head[8:] + opened.read(max(0, length - 8)))[:length]
+        num_bytes = file.stat().st_size
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+    try:
+        entries = json.loads(text)
+        metadata = entries.pop("__metadata__", {})
+        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
+        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+    except (ValueError, KeyError, AttributeError, TypeError, IndexError, RecursionError) as error:
+        raise ModelError(f"{file} is damaged (its header cannot be read); download it again") from error
+    if num_bytes < 8 + length + end:
+        raise ModelError(f"{file} is damaged ({num_bytes} bytes of {8 + length + end}); download it again")
+    return Header(file, shapes, {str(name): str(text) for name, text in dict(metadata).items()})
+
+
+def pickle_message(file: Path) -> str:
+    """Why a pickle is not loaded, and the command that converts it."""
+    return (
+        f"{file} is a pickle, which can run code when it is read, and is not loaded; where you trust its origin, convert"
+        f' it in a sandbox: `python -c "import torch, safetensors.torch as s;'
+        f" p = torch.load('{file.name}', weights_only=True, map_location='cpu'); p = p.get('state_dict', p);"
+        f" s.save_file({{k: t.clone() for k, t in p.items() if hasattr(t, 'shape')}}, '{file.stem}.safetensors')\"`"
+    )
+
+
+def _check_kind(file: Path, head: bytes) -> None:
+    if head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+        raise ModelError(pickle_message(file))
+    if head.startswith(b"version https://"):
+        raise ModelError(f"{file} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
+    if len(head) < 9 or head[8:9] != b"{" or int.from_bytes(head[:8], "little") > MAX_HEADER_BYTES:
+        raise ModelError(f"{file} is no safetensors file; download it again")
