@@ -63,8 +63,10 @@ class Costs:
             return None
         peak = max(rates.values())
         knee = min(rows for rows, rate in rates.items() if rate >= KNEE * peak)
-        half = knee // 2
-        if half and not any(half <= rows < knee for rows in rates):
+        # Even, and nearly is enough: guided images have two rows each, and a number that no batch can have would be
+        # waited for for ever.
+        half = 2 * ((knee // 2 + 1) // 2)
+        if 0 < half < knee and not any(half - 1 <= rows < knee for rows in rates):
             return half
         return 2 * knee if knee == max(rates) else knee
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from safelight.engine.costs import Costs
-from safelight.engine.scheduler import TURN_STEPS, Scheduler
+from safelight.engine.scheduler import Scheduler
 from safelight.engine.tasks import ImageTask, LiveRun
+
+TURN_STEPS = 4
+"""How far it looks at once where keys or shapes alternate: step by step would take too long."""
 
 FRESH_SECONDS = 0.5
 """How long a forecast is told on, less the time that passed: playing forward is not free."""

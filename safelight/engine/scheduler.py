@@ -12,9 +12,6 @@ STRETCH = 4.0
 """An image is due this many times its own work after it came. Less is nearer to first come first served, more is nearer to
 shortest first; either way whoever waits long enough is the earliest due."""
 
-TURN_STEPS = 4
-"""Steps of a shape's turn: changing shapes at every step would cost more than it is fair."""
-
 RECOVERY_STEPS = 256
 """Full batches that must have gone well before one that is larger than what fitted into memory is tried."""
 
@@ -39,11 +36,11 @@ class _Room:
 
 
 class Scheduler:
-    """The images under way. Three orders, one inside the other:
+    """The images under way, in two orders, one inside the other:
 
-    Shapes take turns by deficit round robin; a shape's part is the weight of the keys that wait in it. In a batch API keys
-    are served by virtual time: whose weighted device time is least goes first, and who returns from idleness starts level
-    with the others. Within a key the earliest due goes first, so that short work passes long work but for a while only.
+    API keys are served by virtual time: whose weighted device time is least goes first, and who returns from idleness
+    starts level with the others. Within a key the earliest due goes first, so that short work passes long work but for a
+    while only. The first image of all settles the shape of the batch; the next ones of that shape fill it up.
 
     A batch has the rows that are worth it by `costs`, and no more than fit into memory. A suspect image travels alone until
     it has passed a step, a deterministic one to its end.
@@ -56,8 +53,6 @@ class Scheduler:
         self._num_admitted = 0
         self._worked = 0.0
         self._served: dict[KeyId, float] = {}
-        self._credit: dict[BatchKey, float] = {}
-        self._turn: BatchKey | None = None
         self._rooms: dict[BatchKey, _Room] = {}
 
     def __len__(self) -> int:
@@ -70,8 +65,7 @@ class Scheduler:
     def copy(self) -> Scheduler:
         """Another one that would choose the same, with tasks of its own: for looking ahead."""
         other = Scheduler(max_rows=self._max_rows, costs=self._costs)
-        other._worked, other._turn = self._worked, self._turn
-        other._served, other._credit = dict(self._served), dict(self._credit)
+        other._worked, other._served = self._worked, dict(self._served)
         other._rooms = {key: replace(room) for key, room in self._rooms.items()}
         for waiting in self._waiting.values():
             task = replace(waiting.task)
@@ -98,7 +92,6 @@ class Scheduler:
     def charge(self, batch: Batch, seconds: float) -> None:
         """The device worked so long on the batch: every image pays for its rows."""
         self._worked += seconds
-        self._credit[batch.key] = self._credit.get(batch.key, 0.0) - seconds
         for task in batch.tasks:
             self._bill(task.run, seconds * task.num_rows / batch.num_rows)
 
@@ -139,7 +132,7 @@ class Scheduler:
         suspect = next((task for task in self._waiting if task.is_suspect), None)
         if suspect is not None:
             return Batch(suspect.key, (suspect,))
-        key = self._shape_in_turn()
+        key = self._next_shape()
         tasks = self._fill(key)
         # One order as long as its images are the same, so that a batch's stacked rows can be kept too.
         return Batch(key, tuple(sorted(tasks, key=lambda task: self._waiting[task].place)))
@@ -149,50 +142,13 @@ class Scheduler:
         if assignment.key_id in self._served:
             self._served[assignment.key_id] += seconds / assignment.weight
 
-    def _shape_in_turn(self) -> BatchKey:
-        shapes = list(dict.fromkeys(task.key for task in self._waiting))
-        if len(shapes) == 1:
-            self._credit.clear()
-            self._turn = shapes[0]
-        elif self._turn not in shapes or self._credit.get(self._turn, 0.0) <= 0.0:
-            self._turn = self._next_turn(shapes)
-        return self._turn
+    def _next_shape(self) -> BatchKey:
+        """Of the image that is due first among those of the key that was served least."""
+        first = min(self._waiting.values(), key=self._order_of)
+        return first.task.key
 
-    def _next_turn(self, shapes: list[BatchKey]) -> BatchKey:
-        """Deficit round robin (Shreedhar and Varghese 1996): credit in seconds, so that large steps come less often."""
-        start = shapes.index(self._turn) + 1 if self._turn in shapes else 0
-        ring = shapes[start:] + shapes[:start]
-        costs = [self._costs.step_seconds(key, self._num_rows_of(key)) or 0.0 for key in shapes]
-        quantum = TURN_STEPS * max(costs)
-        if quantum == 0.0:
-            return ring[0]
-        parts = self._parts(shapes)
-        # A step that took very long once, such as a first one, is not held against a shape for ever.
-        self._credit = {key: max(-quantum, self._credit.get(key, 0.0)) for key in shapes}
-        while True:
-            for key in ring:
-                self._credit[key] += quantum * parts[key]
-                if self._credit[key] > 0.0:
-                    return key
-
-    def _parts(self, shapes: list[BatchKey]) -> dict[BatchKey, float]:
-        """Of each shape, on average 1. A key that waits in several shapes splits its weight between them."""
-        shapes_of: dict[KeyId, set[BatchKey]] = {}
-        weights: dict[KeyId, float] = {}
-        for task in self._waiting:
-            assignment = task.run.assignment
-            shapes_of.setdefault(assignment.key_id, set()).add(task.key)
-            weights[assignment.key_id] = assignment.weight
-        parts = dict.fromkeys(shapes, 0.0)
-        for key_id, its_shapes in shapes_of.items():
-            for key in its_shapes:
-                parts[key] += weights[key_id] / len(its_shapes)
-        whole = sum(parts.values())
-        return {key: part * len(shapes) / whole for key, part in parts.items()}
-
-    def _num_rows_of(self, key: BatchKey) -> int:
-        waiting = sum(task.num_rows for task in self._waiting if task.key == key)
-        return max(1, min(waiting, self._costs.rows_worth(key, self.max_rows(key))))
+    def _order_of(self, waiting: _Waiting) -> tuple[float, float, int]:
+        return self._served.get(waiting.task.run.assignment.key_id, 0.0), waiting.due, waiting.place
 
     def _fill(self, key: BatchKey) -> list[ImageTask]:
         """The first always travels, even where its own rows are over the limit; then whoever is next and fits.

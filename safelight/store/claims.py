@@ -5,6 +5,7 @@ There is one door into `running` (claim) and one way to an end; every write unde
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -72,8 +73,16 @@ def _claim_by(*order: sa.ColumnElement[Any]) -> ReturningUpdate[Any]:
 
 
 CLAIM_OLDEST = _claim_by()
-# This sorts the whole queue instead of following an index: it is as long as the door allows, and no longer.
-CLAIM_UNCROWDED = _claim_by(sa.func.coalesce(runs.c.key_id, "").in_(sa.bindparam("crowded", expanding=True)))
+
+
+@functools.cache
+def _claim_beside(num_keys: int) -> ReturningUpdate[Any]:
+    """Those of none of so many keys first, then key by key. This sorts the whole queue instead of following an index: it is
+    as long as the door allows, and no longer."""
+    key_id = sa.func.coalesce(runs.c.key_id, "")
+    places = [(key_id == sa.bindparam(f"key_{place}"), place + 1) for place in range(num_keys)]
+    return _claim_by(sa.case(*places, else_=0))
+
 
 REPORT = sa.update(runs).where(AS_KNOWN).returning(runs.c.is_cancel_requested)
 REPORT_AND_RENEW = REPORT.values(lease_ends_at=LEASE_END)
@@ -121,7 +130,8 @@ def claim(
         "attempts_below": attempts_below,
     }
     if crowded:
-        claimed = connection.execute(CLAIM_UNCROWDED, wanted | {"crowded": crowded}).all()
+        keys = {f"key_{place}": key_id for place, key_id in enumerate(crowded)}
+        claimed = connection.execute(_claim_beside(len(crowded)), wanted | keys).all()
     else:
         claimed = connection.execute(CLAIM_OLDEST, wanted).all()
     claimed = sorted(claimed, key=lambda row: (row.created_at, row.number))

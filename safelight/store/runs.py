@@ -97,8 +97,8 @@ class Runs:
     ) -> list[Claim]:
         """Take the runs that have waited longest, at most `limit`, each with a higher fence. One transaction.
 
-        Those of the API keys in `crowded` (`""`: of none) come after all others. Of these first ones, those with
-        `attempts_below` or more stay where they are, and nobody overtakes them.
+        Those of the API keys in `crowded` (`""`: of none) come after all others, key by key. Of these first ones, those
+        with `attempts_below` or more stay where they are, and nobody overtakes them.
         """
         claimed = await self._database.write(
             claims.claim,

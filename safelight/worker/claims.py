@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from safelight.config import WorkerSettings
 from safelight.engine.host import EngineHost
 from safelight.errors import LostClaim, SafelightError, TryLater
-from safelight.runs import Claim, RunError, RunStatus
+from safelight.runs import Claim, Run, RunError, RunStatus
 from safelight.store import ANY_ATTEMPTS, Store
 from safelight.worker.drawing import Drawing
 from safelight.worker.held import Held
@@ -29,6 +29,17 @@ LAST_CHECKPOINT_SECONDS = 2.0
 
 class EngineHung(Exception):
     """The engine has work and finished no step for too long: only a new process can help."""
+
+
+def crowded_keys(held: Iterable[Run]) -> list[str]:
+    """The API keys of the runs that are held (`""`: none), from least to most images for their weight.
+
+    The engine is fair between the keys it has work of; a key whose runs all wait behind another's would get nothing.
+    """
+    shares: defaultdict[str, float] = defaultdict(float)
+    for run in held:
+        shares[run.key_id or ""] += run.params.num_images_per_prompt / run.weight
+    return sorted(shares, key=lambda key_id: shares[key_id])
 
 
 class Worker:
@@ -102,7 +113,7 @@ class Worker:
                 self._worker_id,
                 limit=1,
                 lease_seconds=self._settings.lease_seconds,
-                crowded=self._crowded_keys(),
+                crowded=crowded_keys(held.claim.run for held in self._held.values()),
                 attempts_below=attempts_below,
             )
         except TryLater as error:
@@ -118,17 +129,6 @@ class Worker:
 
     def _is_last_attempt(self, held: Held) -> bool:
         return held.claim.run.num_attempts >= max(2, self._settings.max_attempts)
-
-    def _crowded_keys(self) -> list[str]:
-        """API keys with their share of the engine's room, counting one more key that may come.
-
-        The engine is fair between the keys it has work of; a key whose runs all wait behind another's would get nothing.
-        """
-        held: Counter[str] = Counter()
-        for each in self._held.values():
-            held[each.claim.run.key_id or ""] += each.claim.run.params.num_images_per_prompt
-        room = held.total() + self._engine.num_free_images
-        return [key_id for key_id, num_images in held.items() if num_images * (len(held) + 1) >= room]
 
     async def _carry_out(self, held: Held) -> None:
         """See a claimed run to its end. The border where whatever goes wrong with one run is caught."""

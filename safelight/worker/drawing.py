@@ -48,7 +48,8 @@ class Drawing:
         checkpoint = await self._checkpoints.last(held.claim)
         key = model_key(held.deployment)
         return await self._follow(
-            held, Assignment(run.id, key, run.params, missing, checkpoint=checkpoint, key_id=run.key_id)
+            held,
+            Assignment(run.id, key, run.params, missing, checkpoint=checkpoint, key_id=run.key_id, weight=run.weight),
         )
 
     async def _follow(self, held: Held, assignment: Assignment) -> Outcome:

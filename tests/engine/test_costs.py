@@ -55,6 +55,17 @@ def test_the_neighbours_of_the_best_are_tried_before_it_is_believed() -> None:
     assert costs.rows_worth(SMALL, 16) == 2, "twice as many"
 
 
+def test_a_number_of_rows_that_no_batch_can_have_is_not_waited_for() -> None:
+    """Guided images only: every batch has an even number of rows."""
+    costs = Costs()
+    measure(costs, 2, 1.0)
+    assert costs.rows_worth(SMALL, 16) == 4, "not one"
+    measure(costs, 6, 1.2)
+    assert costs.rows_worth(SMALL, 16) == 4, "not three"
+    measure(costs, 4, 1.1)
+    assert costs.rows_worth(SMALL, 16) == 12, "the best is the widest so far"
+
+
 def test_a_rate_counts_once_it_was_measured_often_enough_and_other_work_hides_little_of_it() -> None:
     costs = Costs()
     for _ in range(ENOUGH - 1):

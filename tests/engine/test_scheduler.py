@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from typing import cast
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from safelight.engine.costs import ENOUGH, Costs
 from safelight.engine.models.base import ImageModel
 from safelight.engine.samplers import scaled_linear_schedule, step_table
-from safelight.engine.scheduler import RECOVERY_STEPS, TURN_STEPS, Scheduler
+from safelight.engine.scheduler import RECOVERY_STEPS, Scheduler
 from safelight.engine.tasks import Assignment, Batch, BatchKey, ImageTask, LiveRun
 from safelight.runs import RunParams, SamplerName
 
@@ -164,13 +163,30 @@ def test_keys_share_the_device_over_shapes_of_different_cost(crowd: dict[str, li
     assert abs(seconds["a"] / seconds.total() - 0.5) < 0.05, seconds
 
 
-def test_a_shape_keeps_its_turn_for_a_few_steps() -> None:
+def test_a_short_request_does_not_wait_for_another_shape() -> None:
     costs = measured()
-    scheduler = scheduler_of(make_task("small"), make_task("large", key=LARGE), costs=costs)
-    served = [name for [name] in serve(scheduler, 400, costs)]
-    changes = sum(earlier != later for earlier, later in pairwise(served))
-    assert changes <= 2 * len(served) / TURN_STEPS
-    assert 0.75 < 4 * served.count("large") / served.count("small") < 1.25, "equal time, not equal steps"
+    many = [make_task(f"long {number}", num_steps=50) for number in range(6)]
+    scheduler = scheduler_of(*many, costs=costs)
+    serve(scheduler, 10, costs)
+    scheduler.admit(make_task("short", key=LARGE, num_steps=2))
+    assert serve(scheduler, 2, costs) == [["short"]] * 2
+
+
+def test_long_work_of_another_shape_waits_for_a_while_only() -> None:
+    costs = measured()
+    scheduler = scheduler_of(make_task("long", key=LARGE, num_steps=20), costs=costs)
+    there: list[ImageTask] = []
+
+    def bring_another(step: int) -> None:
+        if step % 4 == 0:
+            for task in there:
+                scheduler.remove(task)
+            there[:] = [make_task(f"short {step}", num_steps=4)]
+            scheduler.admit(there[0])
+
+    served = [names for [names] in serve(scheduler, 400, costs, before=bring_another)]
+    assert served[:100] != ["long"] * 100
+    assert served[320:] == ["long"] * 80, "by then it is the earliest due, whatever comes"
 
 
 def test_a_batch_grows_only_as_far_as_it_pays() -> None:

@@ -30,7 +30,7 @@ async def test_runs_of_a_crowded_key_are_claimed_after_all_others(store: Store) 
 
     assert await claimed("a") == queued[None][0], "the oldest of another key"
     assert await claimed("a", "") == queued["b"][0]
-    assert await claimed("a", "b", "") == queued["a"][0], "all are crowded: the oldest"
+    assert await claimed("a", "b", "") == queued["a"][0], "all are crowded: the least crowded"
     assert await claimed("b", "") == queued["a"][1]
     assert await claimed("") == queued["b"][1]
     assert await claimed("", "a") == queued[None][1], "nobody else is left"
