@@ -95,6 +95,18 @@ class WebhookSettings(_Section):
 
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
         (), description="Networks that may be called although they are not public, such as 127.0.0.0/8."
+    model_memory_mb: int | None = Field(
+        None,
+        ge=1,
+        description="Weights on one device, in millions of bytes; over it the least recently used model moves out."
+        " Unset: three quarters of a GPU's memory, half of the host's for a CPU.",
+    )
+    host_memory_mb: int | None = Field(
+        None,
+        ge=0,
+        description="Host memory, in millions of bytes, for models moved out of a GPU. Unset: half of it, shared by"
+        " the GPUs; 0: they are dropped.",
+    )
     )
     timeout_seconds: Seconds = Field(15.0, description="For one whole exchange.")
     max_concurrent_per_host: int = Field(2, ge=1, description="Deliveries at once to one host.")

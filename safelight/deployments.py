@@ -97,6 +97,26 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """How a deployment's model is kept on a device, and how it reads prompts.
+
+    A pinned model is not moved out for others; one with a cooldown is unloaded after so many seconds without a run (0:
+    never). Long prompts are read in parts of the text encoder's window; prompt weights are written `(word:1.2)`.
+    """
+
+    pin: bool = False
+    cooldown_seconds: float = 0.0
+    long_prompts: bool = False
+    prompt_weights: bool = False
+
+    def check(self) -> tuple[FieldError, ...]:
+        """What is wrong with it."""
+        longest = 30 * 24 * 3600.0
+        wrong = _between("cooldown_seconds", self.cooldown_seconds, 0.0, longest)
+        return () if wrong is None else (wrong,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """One version of a deployment. `model` is an identifier of the catalogue, a hub id or a folder."""
 
@@ -106,10 +126,12 @@ class Deployment:
     revision: str | None = None
     defaults: Defaults = field(default_factory=Defaults)
     limits: Limits = field(default_factory=Limits)
+    serving: Serving = field(default_factory=Serving)
     embed_metadata: bool = True
     created_at: float = 0.0
     status: DeploymentStatus = DeploymentStatus.COLD
     status_reason: str = ""
+    load_seconds: float | None = None
 
 
 def check_name(name: str) -> None:

@@ -131,6 +131,15 @@ class LimitsView(View):
     max_prompt_chars: int
 
 
+class ServingView(View):
+    """How the model is kept on a device, and how it reads prompts."""
+
+    pin: bool = Field(description="Whether it stays when other models need room.")
+    cooldown_seconds: float = Field(description="How long without a run until it is unloaded; 0: it stays.")
+    long_prompts: bool = Field(description="Whether prompts over the text encoder's window are read whole.")
+    prompt_weights: bool = Field(description="Whether `(word:1.2)` weighs a word.")
+
+
 class DeploymentView(View):
     name: str
     version: int
@@ -138,10 +147,12 @@ class DeploymentView(View):
     revision: str | None
     status: DeploymentStatus
     status_reason: str
+    load_seconds: float | None = Field(description="How long it last took to bring the model to the device.")
     predict_url: str
     created_at: Time
     defaults: DefaultsView
     limits: LimitsView
+    serving: ServingView
 
 
 class UsageView(View):
@@ -199,10 +210,12 @@ def deployment_view(deployment: Deployment) -> DeploymentView:
         revision=deployment.revision,
         status=deployment.status,
         status_reason=deployment.status_reason,
+        load_seconds=deployment.load_seconds,
         predict_url=f"/{deployment.name}/predict",
         created_at=to_iso(deployment.created_at),
         defaults=_defaults_view(deployment.defaults),
         limits=_limits_view(deployment.limits),
+        serving=ServingView.model_validate(deployment.serving),
     )
 
 

@@ -14,7 +14,7 @@ from safelight.cli.options import ConfigOption, DataOption, JsonOption, existing
 from safelight.cli.output import explain, say, say_json, say_table, size, when
 from safelight.cli.overrides import Overrides, parse_overrides
 from safelight.config import Settings
-from safelight.deployments import Defaults, Deployment, check_name
+from safelight.deployments import Defaults, Deployment, DeploymentStatus, check_name
 from safelight.errors import FieldError, InvalidFields, ModelError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def deploy(
-    identifier: Annotated[str, typer.Argument(help="Identifier from `safelight models`, or a diffusers folder.")],
+    identifier: Annotated[str, typer.Argument(help="Identifier from `safelight models`, repository, folder or file.")],
     name: Annotated[str | None, typer.Option(help="Name to serve it under. Unset: the identifier.")] = None,
     overrides: Annotated[
         list[str] | None,
@@ -128,6 +128,7 @@ def new_deployment(
         embed_metadata=overrides.embed_metadata,
     )
 
+        serving=overrides.apply_serving(),
 
 async def deploy_missing(store: Store, settings: Settings, identifiers: list[str]) -> list[Deployment]:
     """Deploy each model under its own name where nothing has that name yet; what was added."""
@@ -180,14 +181,16 @@ def _revision(settings: Settings, identifier: str, wanted: str | None) -> str | 
 
 def _weights(settings: Settings, model: str) -> Path | ModelError:
     try:
-        return find_weights(model, folders=settings.models, hf_home=settings.hf_home)
+        return weights_finder(settings)(model)
     except ModelError as error:
         return error
 
 
 def _status(deployment: Deployment) -> str:
-    reason = f" ({deployment.status_reason})" if deployment.status_reason else ""
-    return f"{deployment.status}{reason}"
+    said = deployment.status_reason
+    if deployment.status is DeploymentStatus.ACTIVE and deployment.load_seconds is not None:
+        said = f"loaded in {deployment.load_seconds:.1f} s"
+    return f"{deployment.status} ({said})" if said else deployment.status.value
 
 
 def _as_plain(entry: CatalogEntry, weights: Path | ModelError) -> dict[str, object]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, TypeVar, get_type_hints
 
-from safelight.deployments import Defaults, Limits
+from safelight.deployments import Defaults, Limits, Serving
 from safelight.errors import FieldError, InvalidFields
 from safelight.runs import RunParams, SamplerName, Spacing
 from safelight.sampler_names import read_sampler, read_spacing
@@ -30,6 +30,7 @@ class Overrides:
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
     limits: Mapping[str, Any] = field(default_factory=dict)
+    serving: Mapping[str, Any] = field(default_factory=dict)
     embed_metadata: bool = True
 
     def apply(self, defaults: Defaults) -> tuple[Defaults, Limits]:
@@ -42,10 +43,17 @@ class Overrides:
             raise InvalidFields([FieldError(f"the default {error.field}", error.message) for error in wrong])
         return chosen, limits
 
+    def apply_serving(self) -> Serving:
+        """How the model is kept and reads prompts. Raises InvalidFields."""
+        serving = Serving(**self.serving)
+        if wrong := serving.check():
+            raise InvalidFields(wrong)
+        return serving
+
 
 def known_keys() -> dict[str, type]:
     """Every name that `--set` takes, with its type."""
-    return {**get_type_hints(Defaults), **get_type_hints(Limits), EMBED_METADATA: bool}
+    return {**get_type_hints(Defaults), **get_type_hints(Limits), **get_type_hints(Serving), EMBED_METADATA: bool}
 
 
 def parse_overrides(pairs: Sequence[str]) -> Overrides:
@@ -69,6 +77,7 @@ def parse_overrides(pairs: Sequence[str]) -> Overrides:
     return Overrides(
         defaults={key: value for key, value in values.items() if key in _names(Defaults)},
         limits={key: value for key, value in values.items() if key in _names(Limits)},
+        serving={key: value for key, value in values.items() if key in _names(Serving)},
         embed_metadata=values.get(EMBED_METADATA, True),
     )
 
@@ -107,5 +116,5 @@ def _choice(kind: type[StrEnum], text: str) -> StrEnum:
         raise ValueError(f"{text!r} is not one of {', '.join(kind)}") from error
 
 
-def _names(kind: type[Defaults | Limits]) -> frozenset[str]:
+def _names(kind: type[Defaults | Limits | Serving]) -> frozenset[str]:
     return frozenset(each.name for each in fields(kind))

@@ -98,7 +98,9 @@ class Engine:
         """Forget the model; its runs under way fail with `model_unloaded`. Unknown keys are ignored."""
         self._models.pop(key, None)
         self._prompts.forget(key)
+        # Runs that have ended would keep the model in memory.
         self._rows = None
+        self._forecast.forget()
         for run in list(self._runs.values()):
             if run.assignment.model_key == key:
                 self._fail(run, faults.MODEL_UNLOADED)

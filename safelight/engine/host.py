@@ -1,4 +1,4 @@
-"""The engine's thread behind an async face: the only file with both."""
+"""The engine's thread behind an async face: what its loop and the event loop say to each other goes through here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from safelight.config import EngineSettings
 from safelight.engine import faults
+from safelight.engine.budget import device_bytes, host_bytes
 from safelight.engine.checkpoints import Checkpoint
 from safelight.engine.engine import Engine
 from safelight.engine.events import (
@@ -28,8 +29,9 @@ from safelight.engine.events import (
 )
 from safelight.engine.models.base import ImageModel
 from safelight.engine.models.loading import ModelLoader
+from safelight.engine.residency import Residency
+from safelight.engine.residents import ModelState, Residents
 from safelight.engine.tasks import Assignment, ModelSpec
-from safelight.errors import ModelError
 from safelight.metrics import EngineFigures
 from safelight.runs import Provenance, RunError
 
@@ -51,8 +53,7 @@ class _Stream:
 class EngineHost:
     """Owns one Engine and its thread. All methods are called from one event loop.
 
-    Models are loaded in a thread of their own, so that running work goes on. `load` replaces the loader of real weights
-    (tests pass FakeModel).
+    `load` replaces the loader of real weights (tests pass FakeModel), `estimate` what tells their bytes beforehand.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class EngineHost:
         device: str = "cpu",
         checkpoint_seconds: float | None = None,
         load: Callable[[Path], ImageModel] | None = None,
+        estimate: Callable[[Path], int] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         loader = ModelLoader(device=device, dtype=settings.dtype, num_threads=settings.num_threads)
         self._load = load or loader.load
+        self._estimate = estimate or (loader.estimate_bytes if load is None else lambda folder: 0)
         self._prepare = loader.prepare if load is None else None
         self._now = now
         self._engine = Engine(
@@ -79,8 +82,8 @@ class EngineHost:
         self._commands: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         # A run given back may return before the engine has let go of it: its streams end in the order they began.
         self._streams: dict[str, deque[_Stream]] = {}
-        self._loaded: set[str] = set()
-        self._loading = asyncio.Lock()
+        self._settings, self._device = settings, device
+        self._tell: Callable[[ModelState], Awaitable[None]] = _tell_nobody
         self._progress_at = now()
         self._is_stopping = False
         self._thread: threading.Thread | None = None
@@ -92,30 +95,29 @@ class EngineHost:
         self._thread.start()
         if self._prepare is not None:
             await self._in_engine(self._prepare)
+        self._models = await self._in_engine(self._make_residents)
+
+    @property
+    def models(self) -> Residents:
+        """The models of this device. Runs are handed in while their model is held."""
+        return self._models
 
     async def load(self, spec: ModelSpec) -> None:
-        """Load a model and serve it as `spec.key`; one load at a time. Raises ModelError with the remedy."""
-        async with self._loading:
-            if spec.key in self._loaded:
-                return
-            try:
-                model = await asyncio.to_thread(self._load, spec.folder)
-            except ModelError:
-                raise
-            except Exception as error:
-                log.exception("loading %s from %s failed", spec.key, spec.folder)
-                reason = f"{type(error).__name__}: {error}"
-                raise ModelError(f"the model in {spec.folder} cannot be loaded ({reason})") from error
-            await self._in_engine(lambda: self._engine.load(spec.key, model))
-            self._loaded.add(spec.key)
+        """Bring a model, and hold it no longer than that. Raises ModelError with the remedy."""
+        async with self._models.hold(spec):
+            pass
 
-    async def unload(self, key: str) -> None:
+    def watch_models(self, tell: Callable[[ModelState], Awaitable[None]]) -> None:
+        """`tell` hears of every change. To be called before `start`."""
+        self._tell = tell
+
+    async def serve(self, key: str, model: ImageModel) -> None:
+        """Draw runs of `key` with `model`."""
+        await self._in_engine(lambda: self._engine.load(key, model))
+
+    async def withdraw(self, key: str) -> None:
         """Forget the model; its runs under way fail with `model_unloaded`."""
-        self._loaded.discard(key)
         await self._in_engine(lambda: self._engine.unload(key))
-
-    def is_loaded(self, key: str) -> bool:
-        return key in self._loaded
 
     @property
     def num_free_images(self) -> int:
@@ -191,6 +193,20 @@ class EngineHost:
         self._commands.put(command)
         return await asyncio.wrap_future(done)
 
+    def _make_residents(self) -> Residents:
+        residency = Residency(
+            device_bytes=device_bytes(self._settings, self._device),
+            host_bytes=host_bytes(self._settings, self._device),
+        )
+        return Residents(
+            residency,
+            self,
+            load=lambda spec: self._load(spec.folder),
+            estimate=lambda spec: self._estimate(spec.folder),
+            tell=self._tell,
+            now=self._now,
+        )
+
     def _deliver(self, events: list[tuple[str, EngineEvent]]) -> None:
         """Thread: the event loop's. Each event to its reader; an end event frees the run's room."""
         self._progress_at = self._now()
@@ -241,6 +257,10 @@ class EngineHost:
         # The loop may be gone when a process ends in the middle of a step; nobody reads any more then.
         with contextlib.suppress(RuntimeError):
             self._event_loop.call_soon_threadsafe(self._deliver, events)
+
+
+async def _tell_nobody(state: ModelState) -> None:
+    pass
 
 
 def _failed(run_id: str, error: RunError) -> tuple[str, EngineEvent]:

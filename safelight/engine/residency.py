@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -53,16 +54,11 @@ class _Resident:
     used_at: float
     load_seconds: float
     place: Place = Place.DEVICE
-    num_users: int = 0
     is_retired: bool = False
 
     @property
     def is_movable(self) -> bool:
         return self.place is Place.DEVICE and not self.is_pinned
-
-    @property
-    def is_idle(self) -> bool:
-        return self.num_users == 0
 
 
 class Residency:
@@ -75,6 +71,7 @@ class Residency:
         self._device_bytes = device_bytes
         self._host_bytes = host_bytes
         self._residents: dict[str, _Resident] = {}
+        self._num_users: Counter[str] = Counter()
 
     def place_of(self, key: str) -> Place:
         resident = self._residents.get(key)
@@ -102,18 +99,15 @@ class Residency:
         )
 
     def begin_use(self, key: str, now: float) -> None:
-        """A run of the model begins."""
-        resident = self._residents[key]
-        assert resident.place is Place.DEVICE, "a model is used on the device only"
-        resident.num_users += 1
-        resident.used_at = now
+        """A run of the model begins, or waits for it to be brought: once there it must not be moved before that run drew."""
+        self._num_users[key] += 1
+        self._note_use(key, now)
 
     def end_use(self, key: str, now: float) -> None:
         """A run of the model has ended."""
-        resident = self._residents[key]
-        assert resident.num_users > 0, "an end has a beginning"
-        resident.num_users -= 1
-        resident.used_at = now
+        assert self._num_users[key] > 0, "an end has a beginning"
+        self._num_users[key] -= 1
+        self._note_use(key, now)
 
     def retire(self, key: str) -> None:
         """Nobody will ask for the model again: it goes as soon as it is idle. Unknown keys are ignored."""
@@ -124,14 +118,15 @@ class Residency:
     def carried_out(self, move: Move) -> None:
         """The model is where the move brought it."""
         resident = self._residents[move.key]
-        assert resident.is_idle, "a model in use is never moved"
+        is_in_use = resident.place is Place.DEVICE and not self._is_idle(resident)
+        assert not is_in_use, "a model in use is never moved"
         resident.place = move.to
         if move.to is Place.NOWHERE:
             del self._residents[move.key]
 
-    def plan(self, num_bytes: int, *, now: float) -> Plan:
-        """How to get `num_bytes` free on the device. Raises ModelError where that can never be."""
-        missing = num_bytes - (self._device_bytes - self._used(Place.DEVICE))
+    def plan(self, key: str, num_bytes: int, *, now: float) -> Plan:
+        """How to get `num_bytes` free on the device for `key`. Raises ModelError where that can never be."""
+        missing = num_bytes - (self._device_bytes - self._used())
         going: list[_Resident] = []
         for resident in self._in_order_of_leaving():
             if missing <= 0:
@@ -140,25 +135,32 @@ class Residency:
             missing -= resident.num_bytes
         if missing > 0:
             raise ModelError(self._no_room_message(num_bytes))
-        busy = [resident for resident in going if not resident.is_idle]
+        busy = [resident for resident in going if not self._is_idle(resident)]
         if busy:
             free_at = max(resident.came_at + STAY * resident.load_seconds for resident in busy)
             return Plan(waits_for=frozenset(each.key for each in busy), patience_seconds=max(0.0, free_at - now))
-        return Plan(moves=tuple(self._moves_of(going)))
+        return Plan(moves=tuple(self._moves_of(going, coming=key)))
 
     def cooled(self, now: float) -> tuple[Move, ...]:
         """Models that were idle for their cooldown, and retired ones: they are dropped."""
         return tuple(
             Move(each.key, Place.NOWHERE)
             for each in self._residents.values()
-            if each.is_idle and self._cooled_at(each) <= now
+            if self._is_idle(each) and self._cooled_at(each) <= now
         )
 
     def seconds_to_cooldown(self, now: float) -> float | None:
         """Until `cooled` has the next one, if nothing is used meanwhile; None where nothing ever cools down."""
-        ends = [self._cooled_at(each) for each in self._residents.values() if each.is_idle]
+        ends = [self._cooled_at(each) for each in self._residents.values() if self._is_idle(each)]
         soonest = min(ends, default=float("inf"))
         return None if soonest == float("inf") else max(0.0, soonest - now)
+
+    def _note_use(self, key: str, now: float) -> None:
+        if key in self._residents:
+            self._residents[key].used_at = now
+
+    def _is_idle(self, resident: _Resident) -> bool:
+        return not self._num_users[resident.key]
 
     def _cooled_at(self, resident: _Resident) -> float:
         if resident.is_retired:
@@ -167,21 +169,25 @@ class Residency:
             return float("inf")
         return resident.used_at + resident.cooldown_seconds
 
-    def _used(self, place: Place) -> int:
-        return sum(each.num_bytes for each in self._residents.values() if each.place is place)
+    def _used(self) -> int:
+        return sum(each.num_bytes for each in self._residents.values() if each.place is Place.DEVICE)
 
     def _in_order_of_leaving(self) -> Iterator[_Resident]:
         """Idle ones first, the least recently used of them first; then those in use, who was there longest first."""
         movable = [each for each in self._residents.values() if each.is_movable]
-        idle = (each for each in movable if each.is_idle)
-        busy = (each for each in movable if not each.is_idle)
+        idle = (each for each in movable if self._is_idle(each))
+        busy = (each for each in movable if not self._is_idle(each))
         yield from sorted(idle, key=lambda each: each.used_at)
         yield from sorted(busy, key=lambda each: each.came_at)
 
-    def _moves_of(self, going: Iterable[_Resident]) -> Iterator[Move]:
-        """To host memory as far as that has room for them, at the cost of those that have lain there longest."""
-        kept = sorted((each for each in self._residents.values() if each.place is Place.HOST), key=lambda e: e.used_at)
-        used = self._used(Place.HOST)
+    def _moves_of(self, going: Iterable[_Resident], *, coming: str) -> Iterator[Move]:
+        """To host memory as far as that has room for them, at the cost of those that have lain there longest.
+
+        The place of the one that comes from there counts as free: for the length of the swap both are in it.
+        """
+        on_host = (each for each in self._residents.values() if each.place is Place.HOST and each.key != coming)
+        kept = sorted(on_host, key=lambda each: each.used_at)
+        used = sum(each.num_bytes for each in kept)
         for resident in going:
             if resident.num_bytes > self._host_bytes:
                 yield Move(resident.key, Place.NOWHERE)

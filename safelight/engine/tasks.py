@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model to load: the name assignments call it by (such as `name@3`) and the folder of its weights."""
+    """A model to load: the name assignments call it by (such as `name@3`) and the folder of its weights.
+
+    A pinned one is never moved out for others; one with a cooldown goes after so long without a run.
+    """
 
     key: str
     folder: Path
+    is_pinned: bool = False
+    cooldown_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

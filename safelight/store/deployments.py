@@ -72,10 +72,19 @@ class DeploymentTable:
         self._notifications.publish("deployments")
 
     async def record_placement(
-        self, worker_id: str, name: str, version: int, status: DeploymentStatus, reason: str = ""
+        self,
+        worker_id: str,
+        name: str,
+        version: int,
+        status: DeploymentStatus,
+        reason: str = "",
+        *,
+        load_seconds: float | None = None,
     ) -> None:
         """Note how far a worker is with a version; it holds for two minutes or until the next pulse. One transaction."""
-        await self._database.write(_record_placement, worker_id, name, version, status=status, reason=reason)
+        await self._database.write(
+            _record_placement, worker_id, name, version, status=status, reason=reason, load_seconds=load_seconds
+        )
 
     async def forget_worker(self, worker_id: str) -> None:
         """Drop the placements and the figures of a worker that stops. One transaction."""
@@ -96,6 +105,7 @@ def _deploy(connection: Connection, deployment: Deployment) -> Deployment:
             revision=deployment.revision,
             defaults=to_json(deployment.defaults),
             limits=to_json(deployment.limits),
+            serving=to_json(deployment.serving),
             embed_metadata=deployment.embed_metadata,
             created_at=now(),
         )
@@ -150,14 +160,27 @@ def _undeploy(connection: Connection, name: str) -> None:
 
 
 def _record_placement(
-    connection: Connection, worker_id: str, name: str, version: int, *, status: DeploymentStatus, reason: str
+    connection: Connection,
+    worker_id: str,
+    name: str,
+    version: int,
+    *,
+    status: DeploymentStatus,
+    reason: str,
+    load_seconds: float | None,
 ) -> None:
     same = sa.and_(placements.c.worker_id == worker_id, placements.c.name == name, placements.c.version == version)
     is_silent = placements.c.heard_at < now() - SILENT_SECONDS
     connection.execute(sa.delete(placements).where(sa.or_(same, is_silent)))
     connection.execute(
         sa.insert(placements).values(
-            worker_id=worker_id, name=name, version=version, status=status, reason=reason, heard_at=now()
+            worker_id=worker_id,
+            name=name,
+            version=version,
+            status=status,
+            reason=reason,
+            heard_at=now(),
+            load_seconds=load_seconds,
         )
     )
 
@@ -178,7 +201,12 @@ def _with_status(row: sa.Row[Any], placed: Iterable[sa.Row[Any]]) -> Deployment:
     for status in MOST_ALIVE_FIRST:
         for placement in mine:
             if placement.status == status:
-                return replace(deployment_from(row), status=status, status_reason=placement.reason)
+                return replace(
+                    deployment_from(row),
+                    status=status,
+                    status_reason=placement.reason,
+                    load_seconds=placement.load_seconds,
+                )
     return deployment_from(row)
 
 

@@ -90,6 +90,7 @@ class Placement:
     status: DeploymentStatus
     reason: str
     heard_at: float
+    load_seconds: float | None = None
 
 
 class Figures:
@@ -262,6 +263,7 @@ def _placements(connection: Connection) -> list[Placement]:
             status=DeploymentStatus(row.status),
             reason=row.reason,
             heard_at=row.heard_at,
+            load_seconds=row.load_seconds,
         )
         for row in connection.execute(query)
     ]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Row
 
-from safelight.deployments import Defaults, Deployment, Limits
+from safelight.deployments import Defaults, Deployment, Limits, Serving
 from safelight.keys import Allowance, Key, Scope
 from safelight.runs import (
     Delivery,
@@ -30,7 +30,7 @@ from safelight.runs import (
     WebhookEndpoint,
 )
 
-T = TypeVar("T", RunParams, Defaults, Limits, Allowance, Provenance)
+T = TypeVar("T", RunParams, Defaults, Limits, Serving, Allowance, Provenance)
 
 ENUMS: Mapping[str, Callable[[Any], Any]] = {
     "sampler": SamplerName,
@@ -40,7 +40,7 @@ ENUMS: Mapping[str, Callable[[Any], Any]] = {
 """The fields of the above that are more than JSON's own kinds."""
 
 
-def to_json(value: RunParams | Defaults | Limits | Allowance | Provenance) -> str:
+def to_json(value: RunParams | Defaults | Limits | Serving | Allowance | Provenance) -> str:
     return json.dumps(asdict(value), allow_nan=False)
 
 
@@ -180,5 +180,6 @@ def deployment_from(row: Row[Any]) -> Deployment:
         defaults=from_json(Defaults, row.defaults),
         limits=from_json(Limits, row.limits),
         embed_metadata=row.embed_metadata,
+        serving=Serving() if row.serving is None else from_json(Serving, row.serving),
         created_at=row.created_at,
     )

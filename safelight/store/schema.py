@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from safelight.store.database import Number
 
-REVISION = "0004"
+REVISION = "0005"
 """The newest migration: a database that says so needs none."""
 
 
@@ -137,6 +137,19 @@ images = sa.Table(
 )
 
 webhook_endpoints = sa.Table(
+# Pictures that a run begins from, by the names of their fields.
+inputs = sa.Table(
+    "inputs",
+    metadata,
+    _run_id(),
+    sa.Column("name", Text, nullable=False),
+    sa.Column("path", Text, nullable=False),
+    sa.Column("num_bytes", sa.BigInteger, nullable=False),
+    sa.Column("sha256", Text, nullable=False),
+    sa.PrimaryKeyConstraint("run_id", "name"),
+    sqlite_with_rowid=False,
+)
+
     "webhook_endpoints",
     metadata,
     sa.Column("id", Text, primary_key=True),
@@ -250,6 +263,7 @@ deployments = sa.Table(
     sa.Column("created_at", Real, nullable=False),
     sa.Column("undeployed_at", Real),
     sa.PrimaryKeyConstraint("name", "version"),
+    sa.Column("serving", Text),
 )
 
 IS_DEPLOYED = sa.text("undeployed_at IS NULL")
@@ -266,6 +280,7 @@ placements = sa.Table(
     sa.Column("reason", Text, nullable=False),
     sa.Column("heard_at", Real, nullable=False),
     sa.PrimaryKeyConstraint("worker_id", "name", "version"),
+    sa.Column("load_seconds", Real),
 )
 
 spent = sa.Table(

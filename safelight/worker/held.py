@@ -23,6 +23,18 @@ class Held:
     is_unreported: bool = False
     device_ms: float = 0.0
     saving: asyncio.Task[None] | None = None
+    waiting: asyncio.Task[None] | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """For its model, or for what has to be known before."""
+        return self.waiting is None or not self.waiting.done()
+
+    def stop_waiting(self) -> None:
+        """The run was cancelled or lost: it need not have its model any more."""
+        if self.waiting is not None:
+            self.waiting.cancel()
+
     provenance: Provenance | None = None
 
     def outcome(self, status: RunStatus, run_time_ms: float = 0.0, error: RunError | None = None) -> Outcome:

@@ -1,25 +1,32 @@
-"""Which deployments' models the engine of this worker has, and how they come there."""
+"""Which deployments' models the engine of this worker has, how they come there, and when they go."""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from safelight.deployments import Deployment, DeploymentStatus
 from safelight.engine.host import EngineHost
+from safelight.engine.residents import ModelState
 from safelight.engine.tasks import ModelSpec
-from safelight.errors import ModelError
+from safelight.errors import ModelError, TryLater
 from safelight.runs import Run
 from safelight.store import Store
 
 log = logging.getLogger("safelight.worker")
 
+TIDY_SECONDS = 5.0
+"""How often idle models are looked at; a cooldown may last so much longer."""
+
+SERVED_SECONDS = 60.0
+"""How often it is looked up what is still deployed, should the hint of a change be lost."""
+
 
 class Models:
-    """Loads the models of deployments into one engine and says so in the store."""
+    """Brings the models of deployments into one engine and says in the store what became of them."""
 
     def __init__(
         self,
@@ -36,7 +43,8 @@ class Models:
         self._find_weights = find_weights
         self._now = now
         self._deployments: dict[tuple[str, int], Deployment] = {}
-        self._loads: dict[str, asyncio.Task[None]] = {}
+        self._without_weights: set[str] = set()
+        engine.watch_models(self._report)
 
     async def deployment_of(self, run: Run) -> Deployment:
         """A version never changes, so each is read once. Raises NotFound."""
@@ -45,32 +53,66 @@ class Models:
             self._deployments[version] = await self._store.deployments.get(*version)
         return self._deployments[version]
 
-    async def load(self, deployment: Deployment) -> None:
-        """Wait until the engine has the deployment's model; the first caller loads it for all. Raises ModelError."""
+    @contextlib.asynccontextmanager
+    async def hold(self, deployment: Deployment) -> AsyncIterator[None]:
+        """Keep the deployment's model on the device for the length of the block. Raises ModelError with the remedy."""
+        serving = deployment.serving
+        spec = ModelSpec(
+            model_key(deployment),
+            await self._folder_of(deployment),
+            is_pinned=serving.pin,
+            cooldown_seconds=serving.cooldown_seconds,
+        )
+        async with self._engine.models.hold(spec):
+            yield
+
+    async def tidy_for_ever(self) -> None:
+        """Unload what has cooled down and what is no longer deployed."""
+        looked_at = self._now()
+        with self._store.notifications.listen("deployments") as listener:
+            while True:
+                is_changed = await listener.wait(TIDY_SECONDS)
+                if is_changed or self._now() - looked_at >= SERVED_SECONDS:
+                    looked_at = self._now()
+                    await self._retire_undeployed()
+                await self._engine.models.tidy()
+
+    async def _retire_undeployed(self) -> None:
+        with contextlib.suppress(TryLater):
+            served = {model_key(deployment) for deployment in await self._store.deployments.list()}
+            for key in self._engine.models.keys - served:
+                self._engine.models.retire(key)
+
+    async def _folder_of(self, deployment: Deployment) -> Path:
+        """Looked for each time it is needed, which costs little: weights may have come meanwhile."""
         key = model_key(deployment)
-        if self._engine.is_loaded(key):
-            return
-        if key not in self._loads:
-            self._loads[key] = asyncio.create_task(self._load_now(deployment, key))
-            self._loads[key].add_done_callback(lambda _: self._loads.pop(key))
-        await asyncio.shield(self._loads[key])
-
-    async def _load_now(self, deployment: Deployment, key: str) -> None:
-        async def report(status: DeploymentStatus, reason: str = "") -> None:
-            await self._store.deployments.record_placement(
-                self._worker_id, deployment.name, deployment.version, status, reason
-            )
-
-        await report(DeploymentStatus.STARTING)
-        began = self._now()
         try:
-            await self._engine.load(ModelSpec(key, self._find_weights(deployment.model)))
+            folder = self._find_weights(deployment.model)
         except ModelError as error:
-            log.error("a model cannot be loaded", extra={"deployment": deployment.name, "reason": error.message})
-            await report(DeploymentStatus.FAILED, error.message)
+            if key not in self._without_weights:
+                self._without_weights.add(key)
+                await self._report(ModelState(key, DeploymentStatus.FAILED, error.message))
             raise
-        await report(DeploymentStatus.ACTIVE)
-        log.info("model loaded", extra={"deployment": deployment.name, "seconds": round(self._now() - began, 2)})
+        self._without_weights.discard(key)
+        return folder
+
+    async def _report(self, state: ModelState) -> None:
+        """A store that is away is told later, by the next change."""
+        name, _, version = state.key.rpartition("@")
+        log.log(
+            logging.ERROR if state.status is DeploymentStatus.FAILED else logging.INFO,
+            "model %s",
+            state.status.value,
+            extra={"deployment": name, "version": version}
+            | ({"reason": state.reason} if state.reason else {})
+            | ({} if state.load_seconds is None else {"seconds": round(state.load_seconds, 2)}),
+        )
+        try:
+            await self._store.deployments.record_placement(
+                self._worker_id, name, int(version), state.status, state.reason, load_seconds=state.load_seconds
+            )
+        except TryLater as error:
+            log.warning("a model's state cannot be written", extra={"deployment": name, "reason": error.message})
 
 
 def model_key(deployment: Deployment) -> str:

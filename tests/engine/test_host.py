@@ -106,7 +106,7 @@ async def test_a_model_that_cannot_be_loaded_is_a_model_error() -> None:
             await host.load(ModelSpec("unsafe@1", Path("unsafe")))
         with pytest.raises(ModelError, match=r"cannot be loaded \(ZeroDivisionError: bad weights\)"):
             await host.load(ModelSpec("broken@1", Path("broken")))
-        assert not host.is_loaded("broken@1") and host.is_loaded("fake@1")
+        assert not host.models.is_loaded("broken@1") and host.models.is_loaded("fake@1")
 
 
 async def test_running_work_goes_on_while_a_model_loads() -> None:
@@ -123,7 +123,7 @@ async def test_running_work_goes_on_while_a_model_loads() -> None:
         assert isinstance(events[-1], AssignmentDone) and not loading.done()
         release.set()
         await loading
-        assert host.is_loaded("slow@1")
+        assert host.models.is_loaded("slow@1")
 
 
 async def test_a_hung_step_shows_in_the_time_since_progress() -> None:
@@ -171,5 +171,3 @@ async def test_an_unknown_model_is_answered() -> None:
     async with hosting(lambda folder: FakeModel()) as host:
         events = await events_of(host.generate(assign("r", CAT, model_key="none@1")))
         assert code_of(events) == "model_not_loaded"
-        await host.unload("fake@1")
-        assert not host.is_loaded("fake@1")

@@ -19,14 +19,14 @@ def residency(*keys: str, device_mb: int = 100, host_mb: int = 0, **kept: float)
 
 
 def make_room(made: Residency, num_mb: int, now: float = 10) -> tuple[Move, ...]:
-    plan = made.plan(num_mb * MB, now=now)
+    plan = made.plan("new", num_mb * MB, now=now)
     for move in plan.moves:
         made.carried_out(move)
     return plan.moves
 
 
 def test_while_there_is_room_nothing_moves() -> None:
-    assert residency("a", "b").plan(20 * MB, now=9) == Plan()
+    assert residency("a", "b").plan("new", 20 * MB, now=9) == Plan()
 
 
 def test_the_least_recently_used_model_goes_and_no_more_than_needed() -> None:
@@ -45,6 +45,12 @@ def test_a_model_goes_to_host_memory_where_there_is_some() -> None:
     assert make_room(made, 40) == (Move("a", Place.NOWHERE), Move("b", Place.HOST)), "there is room for one"
 
 
+def test_two_models_swap_places_where_host_memory_has_room_for_one() -> None:
+    made = residency("a", "b", device_mb=50, host_mb=50)
+    made.carried_out(Move("a", Place.HOST))
+    assert made.plan("a", 40 * MB, now=9).moves == (Move("b", Place.HOST),)
+
+
 def test_a_model_that_does_not_fit_into_host_memory_is_dropped_and_nothing_for_it() -> None:
     made = residency("a", "b", host_mb=30)
     assert make_room(made, 40) == (Move("a", Place.NOWHERE),)
@@ -59,28 +65,28 @@ def test_a_pinned_model_stays() -> None:
 def test_what_pinned_models_leave_no_room_for_is_refused_with_the_remedy() -> None:
     made = residency("a", "b", is_pinned=True)
     with pytest.raises(ModelError, match=r"needs 40 MB .* 100 MB .* pinned deployments hold 80 MB; unpin one"):
-        made.plan(40 * MB, now=9)
+        made.plan("new", 40 * MB, now=9)
     with pytest.raises(ModelError, match=r"needs 101 MB .* raise engine\.model_memory_mb"):
-        residency().plan(101 * MB, now=9)
+        residency().plan("new", 101 * MB, now=9)
 
 
 def test_a_model_in_use_is_waited_for_and_never_moved() -> None:
     made = residency("a", "b")
     for key in ("a", "b"):
         made.begin_use(key, 5)
-    assert made.plan(40 * MB, now=9) == Plan(waits_for=frozenset({"a"}))
+    assert made.plan("new", 40 * MB, now=9) == Plan(waits_for=frozenset({"a"}))
     with pytest.raises(AssertionError):
         made.carried_out(Move("a", Place.NOWHERE))
     made.end_use("b", 10)
-    assert made.plan(40 * MB, now=11) == Plan(moves=(Move("b", Place.NOWHERE),)), "the idle one goes first"
+    assert made.plan("new", 40 * MB, now=11) == Plan(moves=(Move("b", Place.NOWHERE),)), "the idle one goes first"
 
 
 def test_a_model_in_use_may_stay_for_some_times_what_bringing_it_took() -> None:
     made = residency("a", "b", load_seconds=10.0)
     made.begin_use("a", 5)
     made.begin_use("b", 5)
-    assert made.plan(40 * MB, now=9).patience_seconds == 1 + STAY * 10.0 - 9
-    assert made.plan(40 * MB, now=99).patience_seconds == 0
+    assert made.plan("new", 40 * MB, now=9).patience_seconds == 1 + STAY * 10.0 - 9
+    assert made.plan("new", 40 * MB, now=99).patience_seconds == 0
 
 
 def test_a_model_cools_down_after_its_last_run_and_a_pinned_one_never() -> None:
