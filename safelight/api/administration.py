@@ -5,17 +5,26 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from safelight.api.params import NewParams
 from safelight.api.service import Service
-from safelight.catalog import CATALOG, CatalogEntry, check_model
+from safelight.catalog import CATALOG, Catalog, CatalogEntry, check_model, kept_name, name_for
 from safelight.deployments import Defaults, Deployment, check_name
 from safelight.errors import Conflict, FieldError, InvalidFields, ModelError
 from safelight.keys import Allowance, Key, Scope
-from safelight.runs import Delivery, DeliveryStatus, Run, RunEvent, RunParams
+from safelight.runs import (
+    Delivery,
+    DeliveryStatus,
+    EndpointStatus,
+    Run,
+    RunEvent,
+    RunParams,
+    RunStatus,
+    WebhookEndpoint,
+)
 from safelight.store import Store
 from safelight.store.figures import DAY_SECONDS, Activity, Endpoint, Placement
 from safelight.store.search import RunSearch
@@ -29,7 +38,6 @@ ACTIVITY_PATIENCE = 20.0
 LATELY_SECONDS = 7 * DAY_SECONDS
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_UNFIT = re.compile(r"[^a-z0-9]+")
 _LATENT_CELL = 8
 
 
@@ -62,12 +70,16 @@ class Administration:
         *,
         find_weights: Callable[[str], Path],
         own_models: Sequence[str],
+        catalog: Catalog = CATALOG,
+        hf_home: Path | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._service = service
         self._find_weights = find_weights
         self._own_models = own_models
+        self._catalog = catalog
+        self._hf_home = hf_home
         self._monotonic = monotonic
         self._activity: tuple[float, Activity] | None = None
         self._counting = asyncio.Lock()
@@ -101,7 +113,7 @@ class Administration:
     async def story(self, run_id: str) -> RunStory:
         """A run, its events and its deliveries. Raises NotFound."""
         run = await self._store.runs.get(run_id)
-        deliveries = await self._store.deliveries.list(run_id=run_id) if run.webhook_endpoint else []
+        deliveries = await self._store.deliveries.list(run_id=run_id)
         return RunStory(run, await self._store.events.after(run_id), deliveries)
 
     async def cancel(self, run_id: str) -> Run:
@@ -122,7 +134,7 @@ class Administration:
 
     async def offers(self) -> Sequence[ModelOffer]:
         """The catalogue and the operator's own models, and whether their weights are here."""
-        identifiers = [*CATALOG, *(name for name in self._own_models if name not in CATALOG)]
+        identifiers = [*self._catalog, *(name for name in self._own_models if name not in self._catalog)]
         return await asyncio.to_thread(lambda: [self._offer(identifier) for identifier in identifiers])
 
     async def weights(self, model: str) -> ModelOffer:
@@ -145,7 +157,7 @@ class Administration:
         """Serve a model of the catalogue, of the settings, or in a folder. Raises InvalidFields."""
         offer = await asyncio.to_thread(self._checked_offer, model)
         wanted = Deployment(
-            name=name or _name_for(model, offer),
+            name=name or name_for(model, catalog=self._catalog),
             version=0,
             model=offer.identifier,
             revision=_revision(offer.weights),
@@ -177,7 +189,7 @@ class Administration:
         return await self._store.figures.runs_by_day(name, num_days=num_days)
 
     def _offer(self, model: str) -> ModelOffer:
-        entry = CATALOG.get(model)
+        entry = self._catalog.get(model)
         try:
             return ModelOffer(identifier=model, entry=entry, weights=self._find_weights(model))
         except ModelError as error:
@@ -187,8 +199,8 @@ class Administration:
         """The model to deploy; a folder is named from the root, wherever this server was started."""
         if model in self._own_models:
             return self._offer(model)
-        check_model(model)
-        return self._offer(model if model in CATALOG else str(Path(model).resolve()))
+        check_model(model, catalog=self._catalog, hf_home=self._hf_home)
+        return self._offer(kept_name(model, catalog=self._catalog))
 
     # Keys.
 
@@ -228,9 +240,34 @@ class Administration:
 
     # Webhooks.
 
-    async def endpoints(self) -> Sequence[Endpoint]:
+    async def receivers(self) -> Sequence[Endpoint]:
         """Where results of the last week were sent."""
         return await self._store.figures.endpoints(seconds=LATELY_SECONDS)
+
+    async def endpoints(self) -> Sequence[WebhookEndpoint]:
+        """The registered endpoints of all projects, oldest first."""
+        return await self._store.webhook_endpoints.list()
+
+    async def add_endpoint(self, url: str, *, project: str, events: Iterable[RunStatus]) -> tuple[WebhookEndpoint, str]:
+        """Register an endpoint; it and its secret. Raises InvalidFields, Conflict."""
+        self._service.webhooks.check(url)
+        return await self._store.webhook_endpoints.create(url, project=project, events=events)
+
+    async def switch_endpoint(self, endpoint_id: str, status: EndpointStatus) -> WebhookEndpoint:
+        """Enable or disable an endpoint. Raises NotFound."""
+        return await self._store.webhook_endpoints.update(endpoint_id, status=status)
+
+    async def rotate_endpoint(self, endpoint_id: str, *, overlap_seconds: float) -> tuple[WebhookEndpoint, str]:
+        """A new secret; the one before goes on signing for the overlap. Raises NotFound."""
+        return await self._store.webhook_endpoints.rotate(endpoint_id, overlap_seconds=overlap_seconds)
+
+    async def remove_endpoint(self, endpoint_id: str) -> None:
+        """Raises NotFound."""
+        await self._store.webhook_endpoints.remove(endpoint_id)
+
+    async def resend_failed(self, endpoint_id: str, *, seconds: float) -> int:
+        """Make due again what failed at an endpoint lately; how many. Raises NotFound, Conflict."""
+        return await self._store.deliveries.resend_since(endpoint_id, time.time() - seconds)
 
     async def deliveries(self, *, status: DeliveryStatus | None, limit: int) -> Sequence[Delivery]:
         """Deliveries with their attempts, newest first."""
@@ -251,11 +288,6 @@ def _as_asked(params: RunParams) -> NewParams:
 
 def _drawn_by_default(defaults: Defaults) -> RunParams:
     return RunParams(prompt="", **{name: getattr(defaults, name) for name in Defaults.__dataclass_fields__})
-
-
-def _name_for(model: str, offer: ModelOffer) -> str:
-    text = model if offer.entry else Path(model).name
-    return _UNFIT.sub("-", text.lower()).strip("-")[:63]
 
 
 def _revision(weights: Path | None) -> str | None:

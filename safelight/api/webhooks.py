@@ -41,7 +41,7 @@ class Webhooks:
         self, key: Key, url: str, *, events: Iterable[RunStatus] | None = None
     ) -> tuple[WebhookEndpoint, str]:
         """A new endpoint and its secret. Raises InvalidFields, Conflict."""
-        self._check(url)
+        self.check(url)
         wanted = ENDS if events is None else events
         return await self._store.webhook_endpoints.create(url, project=key.project, events=wanted)
 
@@ -60,7 +60,7 @@ class Webhooks:
     ) -> WebhookEndpoint:
         """Change what is not None. Raises NotFound, InvalidFields, Conflict."""
         if url is not None:
-            self._check(url)
+            self.check(url)
         return await self._store.webhook_endpoints.update(
             _checked(endpoint_id), project=key.project, url=url, events=events, status=status
         )
@@ -104,7 +104,8 @@ class Webhooks:
         """Make a delivery due now. Raises NotFound, Conflict."""
         return await self._store.deliveries.resend(_checked(delivery_id, "delivery"), project=key.project)
 
-    def _check(self, url: str) -> None:
+    def check(self, url: str) -> None:
+        """Raises InvalidFields for a URL that the server may not call."""
         try:
             self._check_url(url)
         except InvalidFields as error:

@@ -6,6 +6,7 @@ import http.server
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from playwright.sync_api import Error, Page, expect
 from safelight.keys import Scope
 from safelight.runs import RunStatus
 
-from .conftest import Open
+from .conftest import PATIENCE_MS, Open
 from .site import Receiver, Site, answering
 
 SCRIPTS = (
@@ -40,6 +41,15 @@ def draw(page: Page, prompt: str, *, steps: int = 30, pictures: int = 1) -> None
     page.fill("#num_inference_steps", str(steps))
     page.fill("#num_images_per_prompt", str(pictures))
     page.keyboard.press("Control+Enter")
+
+
+def wait_for_try(page: Page, number: int) -> None:
+    """Reload the page of a run until it shows that try of a delivery as taken."""
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while page.get_by_text(f"Try {number}: 200").count() == 0:
+        assert time.monotonic() < deadline, page.inner_text("main")
+        page.wait_for_timeout(200)
+        page.reload()
 
 
 def test_a_wrong_key_is_told_so_and_a_right_one_gets_in(open_page: Open, site: Site, complaints: list[str]) -> None:
@@ -186,19 +196,56 @@ def test_a_run_shows_its_pictures_and_its_delivery_which_can_be_sent_again(
     page = open_page(f"/dashboard/runs/{run_id}")
     expect(page.locator(".result img")).to_have_count(2)
     assert page.locator(".result img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
-    while page.get_by_text("Try 1: 200").count() == 0:
-        page.wait_for_timeout(200)
-        page.reload()
+    wait_for_try(page, 1)
     page.get_by_role("button", name="Resend").click()
     expect(page.get_by_role("status")).to_contain_text("due now")
-    while page.get_by_text("Try 2: 200").count() == 0:
-        page.wait_for_timeout(200)
-        page.reload()
+    wait_for_try(page, 2)
     assert len(receiver.ids) == 2 and len(set(receiver.ids)) == 1
     page.goto("/dashboard/webhooks")
     expect(page.locator("table").first).to_contain_text(receiver.url)
     page.get_by_role("button", name="Show the secret").click()
     expect(page.locator("#webhook-secret")).to_have_text(re.compile(r"whsec_\S{44}"))
+
+
+def test_an_endpoint_is_registered_told_given_a_new_secret_switched_off_and_removed(
+    open_page: Open, site: Site, receiver: Receiver, complaints: list[str]
+) -> None:
+    page = open_page("/dashboard/webhooks")
+    form = page.locator("form[action$='/webhooks/endpoints']")
+    form.get_by_label("Address").fill("http://169.254.169.254/latest")
+    form.get_by_role("button", name="Register endpoint").click()
+    expect(page.locator("#url-more")).to_be_visible()
+    complaints.clear()
+
+    form.get_by_label("Address").fill(receiver.url)
+    form.get_by_role("button", name="Register endpoint").click()
+    first_secret = page.locator("#endpoint-secret").inner_text()
+    assert re.fullmatch(r"whsec_\S{44}", first_secret)
+
+    told = len(receiver.ids)
+    run_id = site.drawn("told to an endpoint")
+    page.goto(f"/dashboard/runs/{run_id}")
+    wait_for_try(page, 1)
+    assert len(receiver.ids) == told + 1
+
+    page.goto("/dashboard/webhooks")
+    registered = page.locator("section", has=page.get_by_role("heading", name="Registered endpoints")).locator("table")
+    registered.get_by_text("Rotate").click()
+    page.get_by_role("button", name="Make the new secret").click()
+    assert page.locator("#endpoint-secret").inner_text() != first_secret
+    expect(registered).to_contain_text("old secret until")
+    registered.get_by_text("Disable").first.click()
+    registered.get_by_role("button", name="Disable").click()
+    expect(registered).to_contain_text("disabled")
+    registered.get_by_role("button", name="Enable").click()
+    expect(registered).not_to_contain_text("disabled")
+    registered.get_by_text("Resend", exact=True).click()
+    page.get_by_role("button", name="Resend what failed").click()
+    expect(page.get_by_role("status")).to_contain_text("What failed is due now")
+    registered.get_by_text("Remove", exact=True).click()
+    page.get_by_role("button", name="Remove the endpoint").click()
+    expect(page.get_by_role("status")).to_contain_text("gone")
+    expect(registered).to_have_count(0)
 
 
 def test_runs_are_found_by_word_and_state(open_page: Open, site: Site) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from fastapi import APIRouter
 
 from safelight.api.administration import Administration
@@ -12,6 +10,7 @@ from safelight.api.dashboard.health import Doctor
 from safelight.api.dashboard.pages import Pages
 from safelight.api.dashboard.routes import (
     deployments,
+    endpoints,
     gallery,
     home,
     keys,
@@ -25,19 +24,25 @@ from safelight.api.dashboard.routes import (
 from safelight.api.dashboard.sessions import Sessions
 from safelight.api.dashboard.thumbnails import Thumbnails
 from safelight.api.service import Service
-from safelight.catalog import find_weights
+from safelight.catalog_file import load_catalog, weights_finder
 from safelight.config import Settings
 from safelight.store import Store
 
-_ROOMS = (sign_in, home, playground, runs, gallery, models, deployments, keys, webhooks, settings)
+_ROOMS = (sign_in, home, playground, runs, gallery, models, deployments, keys, webhooks, endpoints, settings)
 
 
 def build_desk(store: Store, service: Service, settings: Settings) -> Desk:
     """Everything the pages need, over an open store."""
-    look = partial(find_weights, folders=settings.models, hf_home=settings.hf_home)
     return Desk(
         service=service,
-        administration=Administration(store, service, find_weights=look, own_models=tuple(settings.models)),
+        administration=Administration(
+            store,
+            service,
+            find_weights=weights_finder(settings),
+            own_models=tuple(settings.models),
+            catalog=load_catalog(settings.catalog),
+            hf_home=settings.hf_home,
+        ),
         pages=Pages(),
         sessions=Sessions(store.keys, store.derive_secret("dashboard session")),
         sign_in_links=store.sign_in_links,

@@ -21,6 +21,9 @@ MAX_FORM_BYTES = 256 * 1024
 
 MAX_FIELDS = 100
 
+OVERLAPS = {"0": 0.0, "1": 3600.0, "24": 86400.0, "168": 7 * 86400.0}
+"""How long an old secret may go on beside its successor, in seconds, by the hours that are chosen."""
+
 F = TypeVar("F", Defaults, Limits)
 
 

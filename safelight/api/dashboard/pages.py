@@ -36,6 +36,10 @@ NOTES: Mapping[str, str] = {
     "revoked": "The key is refused within seconds.",
     "allowed": "The key has these limits from its next request on.",
     "resent": "The delivery is due now.",
+    "resent-failed": "What failed is due now, and can still be sent.",
+    "enabled": "The endpoint is told of runs again. What failed meanwhile can be resent.",
+    "disabled": "The endpoint is told of nothing any more.",
+    "removed": "The endpoint is gone; its deliveries stay in the log.",
     "signed-out": "You are signed out.",
 }
 """What a page says after a write; the address names it, so that no text of an address is ever shown."""

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from safelight.api.dashboard.desk import SIGN_IN, Desk, DeskOf, FormOf, SessionOf, go, show
-from safelight.api.dashboard.forms import read_allowance
+from safelight.api.dashboard.forms import OVERLAPS, read_allowance
 from safelight.api.dashboard.sessions import Session
 from safelight.api.dashboard.snippets import EXAMPLE_PROMPT, curl
 from safelight.api.errors import status_of
@@ -17,9 +17,6 @@ from safelight.keys import Key, Scope
 
 LIFETIMES = {"": None, "7": 7, "30": 30, "90": 90, "365": 365}
 """What the form offers, in days."""
-
-OVERLAPS = {"0": 0.0, "1": 3600.0, "24": 86400.0, "168": 7 * 86400.0}
-"""How long the old secret may go on, by hours."""
 
 
 def add_routes(router: APIRouter) -> None:

@@ -1,4 +1,4 @@
-"""Where results were sent, what came of it, and the secret that receivers check it with."""
+"""Where results are sent, what came of it, and the secrets that receivers check it with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from starlette.responses import Response
 
 from safelight.api.dashboard.desk import Desk, DeskOf, FormOf, SessionOf, go, show
 from safelight.api.dashboard.sessions import Session
-from safelight.runs import DeliveryStatus
+from safelight.api.errors import status_of
+from safelight.errors import SafelightError
+from safelight.runs import DeliveryStatus, RunStatus, WebhookEndpoint
 
 NUM_DELIVERIES = 50
 
@@ -19,14 +21,15 @@ def add_routes(router: APIRouter) -> None:
 
 
 async def webhooks(request: Request, desk: DeskOf, session: SessionOf) -> Response:
-    """Endpoints of the last week, and deliveries, newest first."""
-    return await _page(request, desk, session)
+    """Registered endpoints, where the last week's results went, and deliveries, newest first."""
+    return await show_webhooks(request, desk, session)
 
 
 async def show_secret(request: Request, desk: DeskOf, session: SessionOf, form: FormOf) -> Response:
     """The same page with the signing secret of a project on it."""
     project = form.word("project") or "default"
-    return await _page(request, desk, session, project=project, secret=desk.administration.webhook_secret(project))
+    secret = desk.administration.webhook_secret(project)
+    return await show_webhooks(request, desk, session, project=project, project_secret=secret)
 
 
 async def resend(request: Request, desk: DeskOf, session: SessionOf, form: FormOf, delivery_id: str) -> Response:
@@ -36,7 +39,19 @@ async def resend(request: Request, desk: DeskOf, session: SessionOf, form: FormO
     return go(back, note="resent")
 
 
-async def _page(request: Request, desk: Desk, session: Session, *, project: str = "", secret: str = "") -> Response:
+async def show_webhooks(
+    request: Request,
+    desk: Desk,
+    session: Session,
+    *,
+    error: SafelightError | None = None,
+    url: str = "",
+    made: WebhookEndpoint | None = None,
+    endpoint_secret: str = "",
+    project: str = "",
+    project_secret: str = "",
+) -> Response:
+    """The page. `made` is an endpoint whose new secret is shown this once, `url` what was typed and refused."""
     asked = request.query_params.get("status", "")
     status = DeliveryStatus(asked) if asked in set(DeliveryStatus) else None
     keys = await desk.administration.keys()
@@ -45,11 +60,18 @@ async def _page(request: Request, desk: Desk, session: Session, *, project: str 
         desk,
         session,
         "webhooks.html",
+        status=status_of(error) if error else 200,
+        error=error,
+        url=url,
+        made=made,
+        endpoint_secret=endpoint_secret,
         endpoints=await desk.administration.endpoints(),
+        receivers=await desk.administration.receivers(),
         deliveries=await desk.administration.deliveries(status=status, limit=NUM_DELIVERIES),
         chosen=status,
         statuses=list(DeliveryStatus),
-        projects=sorted({key.project for key in keys}),
+        ends=[RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED],
+        projects=sorted({key.project for key in keys} | {"default"}),
         project=project,
-        secret=secret,
+        project_secret=project_secret,
     )
