@@ -25,6 +25,10 @@ class Forecast:
         self._known: frozenset[ImageTask] = frozenset()
         self._left: dict[LiveRun, float] = {}
 
+    def forget(self) -> None:
+        """Let go of the runs it was about."""
+        self._known, self._left = frozenset(), {}
+
     def seconds_left(self, now: float) -> dict[LiveRun, float]:
         """Of each run whose shape was measured, if nothing more arrives."""
         known = frozenset(self._scheduler)

@@ -61,8 +61,8 @@ class Worker:
         self._worker_id = worker_id
         self._now = now
         self._checkpoints = CheckpointKeeper(store)
-        models = Models(store, engine, worker_id=worker_id, find_weights=find_weights, now=now)
-        self._drawing = Drawing(store, engine, models, self._checkpoints)
+        self._models = Models(store, engine, worker_id=worker_id, find_weights=find_weights, now=now)
+        self._drawing = Drawing(store, engine, self._models, self._checkpoints)
         self._held: dict[str, Held] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._is_stopping = False
@@ -74,8 +74,9 @@ class Worker:
         pulse = asyncio.create_task(self._pulse_for_ever())
         claims = asyncio.create_task(self._claim_for_ever())
         try:
-            await asyncio.wait({pulse, claims}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (pulse, claims):
+            await asyncio.wait({pulse, claims, tidying}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (pulse, claims, tidying):
+        tidying = asyncio.create_task(self._models.tidy_for_ever())
                 if task.done():
                     task.result()
             await self._drain()
@@ -85,6 +86,7 @@ class Worker:
             # Placements end by themselves; why the worker stopped is more to know than that the store is away.
             with contextlib.suppress(TryLater):
                 await self._store.deployments.forget_worker(self._worker_id)
+            tidying.cancel()
 
     def stop(self) -> None:
         """Claim nothing more; go on with what runs for the drain time, then give it back."""
@@ -105,7 +107,7 @@ class Worker:
 
         A run on its last attempt is drawn alone: should it be what kills workers, it takes no other run with it.
         """
-        if self._engine.num_free_images < 1 or any(self._is_last_attempt(held) for held in self._held.values()):
+        if self._num_free_images < 1 or any(self._is_last_attempt(held) for held in self._held.values()):
             return False
         attempts_below = max(1, self._settings.max_attempts - 1) if self._held else ANY_ATTEMPTS
         try:
@@ -129,6 +131,12 @@ class Worker:
 
     def _is_last_attempt(self, held: Held) -> bool:
         return held.claim.run.num_attempts >= max(2, self._settings.max_attempts)
+
+    @property
+    def _num_free_images(self) -> int:
+        """Those of runs that wait for their model count as if they were drawn."""
+        waiting = (held.claim.run.params.num_images_per_prompt for held in self._held.values() if held.is_waiting)
+        return self._engine.num_free_images - sum(waiting)
 
     async def _carry_out(self, held: Held) -> None:
         """See a claimed run to its end. The border where whatever goes wrong with one run is caught."""
@@ -205,6 +213,8 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_CHECKPOINT_SECONDS):
                 if held.saving is not None:
+            if run_id in self._held:
+                self._held[run_id].stop_waiting()
                     await held.saving
                 checkpoint = await self._engine.checkpoint(held.claim.run.id)
                 if checkpoint is not None:

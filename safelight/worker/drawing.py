@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
+from safelight.deployments import Deployment
 from safelight.engine.events import (
     AssignmentCancelled,
     AssignmentDone,
@@ -36,17 +40,27 @@ class Drawing:
         """Draw the images that no earlier claim has finished. Raises LostClaim, TryLater, Stopping."""
         run = held.claim.run
         held.deployment = await self._models.deployment_of(run)
-        try:
-            await self._models.load(held.deployment)
-        except ModelError as refusal:
-            return held.outcome(RunStatus.FAILED, error=RunError("model_unavailable", refusal.message))
+        async with contextlib.AsyncExitStack() as stack:
+            held.waiting = asyncio.create_task(stack.enter_async_context(self._models.hold(held.deployment)))
+            try:
+                await held.waiting
+            except ModelError as refusal:
+                return held.outcome(RunStatus.FAILED, error=RunError("model_unavailable", refusal.message))
+            except asyncio.CancelledError:
+                if _is_being_cancelled():
+                    raise
+                return held.outcome(RunStatus.CANCELLED)
+            return await self._draw_missing(held, held.deployment)
+
+    async def _draw_missing(self, held: Held, deployment: Deployment) -> Outcome:
+        run = held.claim.run
         finished = {image.index for image in run.images}
         missing = tuple(index for index in range(run.params.num_images_per_prompt) if index not in finished)
         if not missing:
             return held.outcome(RunStatus.SUCCEEDED)
         held.provenance = self._engine.provenance
         checkpoint = await self._checkpoints.last(held.claim)
-        key = model_key(held.deployment)
+        key = model_key(deployment)
         return await self._follow(
             held,
             Assignment(run.id, key, run.params, missing, checkpoint=checkpoint, key_id=run.key_id, weight=run.weight),
@@ -75,3 +89,9 @@ class Drawing:
                         raise Stopping(error.message)
                     return held.outcome(RunStatus.FAILED, run_time_ms, error)
         raise AssertionError("the engine ended an assignment without an end event")
+
+
+def _is_being_cancelled() -> bool:
+    """Whether whoever draws is, and not only what it waits for."""
+    this = asyncio.current_task()
+    return this is not None and this.cancelling() > 0
