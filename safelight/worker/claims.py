@@ -14,7 +14,7 @@ from pathlib import Path
 from safelight.config import WorkerSettings
 from safelight.engine.host import EngineHost
 from safelight.errors import LostClaim, SafelightError, TryLater
-from safelight.runs import Claim, Run, RunError, RunStatus
+from safelight.runs import Claim, RunError, RunStatus
 from safelight.store import ANY_ATTEMPTS, Store
 from safelight.worker.drawing import Drawing
 from safelight.worker.held import Held
@@ -73,20 +73,20 @@ class Worker:
         await self._store.runs.requeue_lost(max_attempts=self._settings.max_attempts, worker_id=self._worker_id)
         pulse = asyncio.create_task(self._pulse_for_ever())
         claims = asyncio.create_task(self._claim_for_ever())
+        tidying = asyncio.create_task(self._models.tidy_for_ever())
         try:
             await asyncio.wait({pulse, claims, tidying}, return_when=asyncio.FIRST_COMPLETED)
             for task in (pulse, claims, tidying):
-        tidying = asyncio.create_task(self._models.tidy_for_ever())
                 if task.done():
                     task.result()
             await self._drain()
         finally:
             pulse.cancel()
             claims.cancel()
+            tidying.cancel()
             # Placements end by themselves; why the worker stopped is more to know than that the store is away.
             with contextlib.suppress(TryLater):
                 await self._store.deployments.forget_worker(self._worker_id)
-            tidying.cancel()
 
     def stop(self) -> None:
         """Claim nothing more; go on with what runs for the drain time, then give it back."""
@@ -129,14 +129,14 @@ class Worker:
             task.add_done_callback(self._running.discard)
         return bool(claims)
 
-    def _is_last_attempt(self, held: Held) -> bool:
-        return held.claim.run.num_attempts >= max(2, self._settings.max_attempts)
-
     @property
     def _num_free_images(self) -> int:
         """Those of runs that wait for their model count as if they were drawn."""
         waiting = (held.claim.run.params.num_images_per_prompt for held in self._held.values() if held.is_waiting)
         return self._engine.num_free_images - sum(waiting)
+
+    def _is_last_attempt(self, held: Held) -> bool:
+        return held.claim.run.num_attempts >= max(2, self._settings.max_attempts)
 
     async def _carry_out(self, held: Held) -> None:
         """See a claimed run to its end. The border where whatever goes wrong with one run is caught."""
@@ -197,6 +197,8 @@ class Worker:
             return False
         for run_id in pulse.cancel_requested | pulse.lost:
             self._engine.cancel(run_id)
+            if run_id in self._held:
+                self._held[run_id].stop_waiting()
         return is_renewal
 
     async def _drain(self) -> None:
@@ -213,8 +215,6 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_CHECKPOINT_SECONDS):
                 if held.saving is not None:
-            if run_id in self._held:
-                self._held[run_id].stop_waiting()
                     await held.saving
                 checkpoint = await self._engine.checkpoint(held.claim.run.id)
                 if checkpoint is not None:
