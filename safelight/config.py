@@ -87,14 +87,6 @@ class EngineSettings(_Section):
     num_threads: int = Field(0, ge=0, description="CPU threads of the engine; 0: chosen by measurement at start.")
     max_resident_images: int = Field(16, ge=1, description="Images that may be under way on one device at once.")
     max_batch_rows: int = Field(16, ge=2, description="Rows of one forward pass at most; a guided image has two.")
-    prompt_cache_size: int = Field(256, ge=0, description="Encoded prompts kept.")
-
-
-class WebhookSettings(_Section):
-    """Outgoing deliveries."""
-
-    allowed_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
-        (), description="Networks that may be called although they are not public, such as 127.0.0.0/8."
     model_memory_mb: int | None = Field(
         None,
         ge=1,
@@ -107,6 +99,14 @@ class WebhookSettings(_Section):
         description="Host memory, in millions of bytes, for models moved out of a GPU. Unset: half of it, shared by"
         " the GPUs; 0: they are dropped.",
     )
+    prompt_cache_size: int = Field(256, ge=0, description="Encoded prompts kept.")
+
+
+class WebhookSettings(_Section):
+    """Outgoing deliveries."""
+
+    allowed_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        (), description="Networks that may be called although they are not public, such as 127.0.0.0/8."
     )
     timeout_seconds: Seconds = Field(15.0, description="For one whole exchange.")
     max_concurrent_per_host: int = Field(2, ge=1, description="Deliveries at once to one host.")

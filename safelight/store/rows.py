@@ -179,7 +179,7 @@ def deployment_from(row: Row[Any]) -> Deployment:
         revision=row.revision,
         defaults=from_json(Defaults, row.defaults),
         limits=from_json(Limits, row.limits),
-        embed_metadata=row.embed_metadata,
         serving=Serving() if row.serving is None else from_json(Serving, row.serving),
+        embed_metadata=row.embed_metadata,
         created_at=row.created_at,
     )

@@ -136,7 +136,6 @@ images = sa.Table(
     sqlite_with_rowid=False,
 )
 
-webhook_endpoints = sa.Table(
 # Pictures that a run begins from, by the names of their fields.
 inputs = sa.Table(
     "inputs",
@@ -150,6 +149,7 @@ inputs = sa.Table(
     sqlite_with_rowid=False,
 )
 
+webhook_endpoints = sa.Table(
     "webhook_endpoints",
     metadata,
     sa.Column("id", Text, primary_key=True),
@@ -262,8 +262,8 @@ deployments = sa.Table(
     sa.Column("embed_metadata", sa.Boolean, nullable=False),
     sa.Column("created_at", Real, nullable=False),
     sa.Column("undeployed_at", Real),
-    sa.PrimaryKeyConstraint("name", "version"),
     sa.Column("serving", Text),
+    sa.PrimaryKeyConstraint("name", "version"),
 )
 
 IS_DEPLOYED = sa.text("undeployed_at IS NULL")
@@ -279,8 +279,8 @@ placements = sa.Table(
     sa.Column("status", Text, nullable=False),
     sa.Column("reason", Text, nullable=False),
     sa.Column("heard_at", Real, nullable=False),
-    sa.PrimaryKeyConstraint("worker_id", "name", "version"),
     sa.Column("load_seconds", Real),
+    sa.PrimaryKeyConstraint("worker_id", "name", "version"),
 )
 
 spent = sa.Table(
