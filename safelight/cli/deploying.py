@@ -24,7 +24,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def deploy(
-    identifier: Annotated[str, typer.Argument(help="Identifier from `safelight models`, repository, folder or file.")],
+    identifier: Annotated[str, typer.Argument(help="Identifier from `safelight models`, or a diffusers folder.")],
     name: Annotated[str | None, typer.Option(help="Name to serve it under. Unset: the identifier.")] = None,
     overrides: Annotated[
         list[str] | None,
@@ -125,10 +125,10 @@ def new_deployment(
         revision=_revision(settings, identifier, revision),
         defaults=defaults,
         limits=limits,
+        serving=overrides.apply_serving(),
         embed_metadata=overrides.embed_metadata,
     )
 
-        serving=overrides.apply_serving(),
 
 async def deploy_missing(store: Store, settings: Settings, identifiers: list[str]) -> list[Deployment]:
     """Deploy each model under its own name where nothing has that name yet; what was added."""
@@ -181,7 +181,7 @@ def _revision(settings: Settings, identifier: str, wanted: str | None) -> str | 
 
 def _weights(settings: Settings, model: str) -> Path | ModelError:
     try:
-        return weights_finder(settings)(model)
+        return find_weights(model, folders=settings.models, hf_home=settings.hf_home)
     except ModelError as error:
         return error
 
