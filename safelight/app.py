@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from safelight.catalog import find_weights
+from safelight.catalog_file import weights_finder
 from safelight.config import Settings, parse_settings
 from safelight.logs import configure_logging
 from safelight.store import Store
@@ -90,7 +90,7 @@ async def run_worker(settings: Settings, device: str) -> None:
             engine,
             settings.worker,
             worker_id=f"{platform.node()}/{device}",
-            find_weights=partial(find_weights, folders=settings.models, hf_home=settings.hf_home),
+            find_weights=weights_finder(settings),
         )
         with _signals_to(worker.stop):
             await worker.run()

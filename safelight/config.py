@@ -132,7 +132,10 @@ class Settings(_Section):
 
     data: Path = Field(Path("safelight-data"), description="Folder of the database, pictures and secrets.")
     hf_home: Path | None = Field(None, description="Hugging Face cache to look for weights in; unset: the usual one.")
-    models: dict[str, Path] = Field(default_factory=dict, description="Identifier = folder: weights the operator has.")
+    models: dict[str, Path] = Field(
+        default_factory=dict, description="Identifier = folder or checkpoint file: weights the operator has."
+    )
+    catalog: Path | None = Field(None, description="TOML file with identifiers of your own; see docs/models.md.")
     server: ServerSettings = ServerSettings()
     store: StoreSettings = StoreSettings()
     worker: WorkerSettings = WorkerSettings()

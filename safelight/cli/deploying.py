@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from safelight.catalog import CATALOG, CatalogEntry, check_model, find_weights
+from safelight.catalog import CatalogEntry, check_model, kept_name, name_for
+from safelight.catalog_file import load_catalog, weights_finder
 from safelight.cli.opening import with_store
 from safelight.cli.options import ConfigOption, DataOption, JsonOption, existing_settings_of, settings_of
 from safelight.cli.output import explain, say, say_json, say_table, size, when
@@ -24,7 +25,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def deploy(
-    identifier: Annotated[str, typer.Argument(help="Identifier from `safelight models`, or a diffusers folder.")],
+    identifier: Annotated[str, typer.Argument(help="Identifier from `safelight models`, repository, folder or file.")],
     name: Annotated[str | None, typer.Option(help="Name to serve it under. Unset: the identifier.")] = None,
     overrides: Annotated[
         list[str] | None,
@@ -86,7 +87,7 @@ def undeploy(
 def models(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List the identifiers that can be deployed, and whether their weights are on this machine."""
     settings = settings_of(config, None)
-    found = [(entry, _weights(settings, entry.identifier)) for entry in CATALOG.values()]
+    found = [(entry, _weights(settings, entry.identifier)) for entry in load_catalog(settings.catalog).values()]
     if as_json:
         say_json([_as_plain(entry, weights) for entry, weights in found])
         return
@@ -94,9 +95,9 @@ def models(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         (
             entry.identifier,
             entry.title,
-            entry.family,
+            entry.family or "",
             entry.licence,
-            size(entry.num_bytes),
+            size(entry.num_bytes) if entry.num_bytes else "",
             entry.native_side,
             "here" if isinstance(weights, Path) else "not here",
         )
@@ -112,16 +113,18 @@ def new_deployment(
     settings: Settings, identifier: str, *, name: str | None, overrides: Overrides, revision: str | None
 ) -> Deployment:
     """What `deploy` would store; the store gives it its version. Raises InvalidFields and ModelError."""
-    if identifier not in settings.models:
-        check_model(identifier)
-    entry = CATALOG.get(identifier)
-    name = name or (identifier if entry or identifier in settings.models else Path(identifier).resolve().name.lower())
+    catalog = load_catalog(settings.catalog)
+    is_own = identifier in settings.models
+    if not is_own:
+        check_model(identifier, catalog=catalog, hf_home=settings.hf_home)
+    entry = catalog.get(identifier)
+    name = name or (identifier if is_own else name_for(identifier, catalog=catalog))
     check_name(name)
     defaults, limits = overrides.apply(entry.defaults if entry else Defaults())
     return Deployment(
         name=name,
         version=0,
-        model=identifier if entry or identifier in settings.models else str(Path(identifier).resolve()),
+        model=identifier if is_own else kept_name(identifier, catalog=catalog),
         revision=_revision(settings, identifier, revision),
         defaults=defaults,
         limits=limits,
@@ -142,7 +145,7 @@ async def deploy_missing(store: Store, settings: Settings, identifiers: list[str
 
 def explain_deployment(settings: Settings, made: Deployment) -> None:
     """Licence, a default size that is not the model's own, and missing weights, each with what to do."""
-    entry = CATALOG.get(made.model)
+    entry = load_catalog(settings.catalog).get(made.model)
     if entry is not None:
         explain(f"{entry.title}, licence {entry.licence}: {entry.licence_url}")
         _explain_size(made, entry)
@@ -168,7 +171,7 @@ def _revision(settings: Settings, identifier: str, wanted: str | None) -> str | 
     here = weights.name if isinstance(weights, Path) and _COMMIT.fullmatch(weights.name) else None
     if wanted is None or wanted == here:
         return here
-    entry = CATALOG.get(identifier)
+    entry = load_catalog(settings.catalog).get(identifier)
     if entry is None or not entry.hub or identifier in settings.models:
         raise InvalidFields([FieldError("revision", f"{identifier} is a folder without revisions; leave it out")])
     if wanted not in {source.commit for source in entry.hub}:
@@ -181,7 +184,7 @@ def _revision(settings: Settings, identifier: str, wanted: str | None) -> str | 
 
 def _weights(settings: Settings, model: str) -> Path | ModelError:
     try:
-        return find_weights(model, folders=settings.models, hf_home=settings.hf_home)
+        return weights_finder(settings)(model)
     except ModelError as error:
         return error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import platform
@@ -16,12 +17,12 @@ from pathlib import Path
 
 import typer
 
-from safelight.catalog import CATALOG, find_weights
+from safelight.catalog_file import load_catalog, weights_finder
 from safelight.cli.machine import Torch, look_at_torch, num_cores
 from safelight.cli.options import ConfigOption, DataOption, JsonOption, settings_of
 from safelight.cli.output import console, say_json, size
-from safelight.config import Settings
-from safelight.errors import ModelError
+from safelight.config import Settings, StoreSettings
+from safelight.errors import ConfigError, ModelError
 
 _LITTLE_DISK_BYTES = 2_000_000_000
 _NO_DISK_BYTES = 200_000_000
@@ -31,6 +32,9 @@ class Verdict(StrEnum):
     OK = "ok"
     WARN = "warn"
     FAIL = "fail"
+
+
+_EXPECTED = ("pinhole", "stable-diffusion")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +65,9 @@ def examine(settings: Settings, *, torch: Callable[[], Torch]) -> Iterator[Findi
     yield _sqlite()
     yield _folder(settings.data)
     yield _disk(settings.data)
-    for identifier in CATALOG:
-        yield _weights(settings, identifier)
+    if settings.store.images_url is not None:
+        yield _bucket(settings.data, settings.store)
+    yield from _all_weights(settings)
     yield _port(settings.server.host, settings.server.port)
 
 
@@ -117,13 +122,28 @@ def _disk(data: Path) -> Finding:
     return Finding("disk", Verdict.OK, f"{size(free)} free")
 
 
-def _weights(settings: Settings, identifier: str) -> Finding:
-    what = f"weights of {identifier}"
+def _bucket(data: Path, settings: StoreSettings) -> Finding:
+    """Whether an object can be written to it, listed, read and removed."""
+    from safelight.store.store import open_images
+
     try:
-        folder = find_weights(identifier, folders=settings.models, hf_home=settings.hf_home)
-    except ModelError as error:
-        return Finding(what, Verdict.WARN, "not on this machine", error.message)
-    return Finding(what, Verdict.OK, str(folder))
+        asyncio.run(open_images(data, settings.images_url, settings.images_endpoint).check())
+    except ConfigError as error:
+        found, _, remedy = error.message.partition("; ")
+        return Finding("bucket", Verdict.FAIL, found, remedy)
+    return Finding("bucket", Verdict.OK, f"pictures go to {settings.images_url}")
+
+
+def _all_weights(settings: Settings) -> Iterator[Finding]:
+    """What is here, and what the original endpoint's clients ask for. Nobody needs all models there are."""
+    find_weights = weights_finder(settings)
+    for identifier in load_catalog(settings.catalog):
+        what = f"weights of {identifier}"
+        try:
+            yield Finding(what, Verdict.OK, str(find_weights(identifier)))
+        except ModelError as error:
+            if identifier in _EXPECTED:
+                yield Finding(what, Verdict.WARN, "not on this machine", error.message)
 
 
 def _port(host: str, port: int) -> Finding:

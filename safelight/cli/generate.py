@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.catalog import CATALOG, check_model, find_weights
+from safelight.catalog import Catalog, check_model
+from safelight.catalog_file import load_catalog, weights_finder
 from safelight.cli import asking
 from safelight.cli.machine import look_at_torch
 from safelight.cli.options import ConfigOption, JsonOption, settings_of
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
 
 def generate(
     prompt: asking.PromptArgument,
-    model: Annotated[str, typer.Option(help="Identifier from `safelight models`, or a diffusers folder.")] = "pinhole",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Identifier from `safelight models`, a repository on this machine, a diffusers folder or a checkpoint file."
+        ),
+    ] = "pinhole",
     out: asking.OutOption = ".",
     height: asking.HeightOption = None,
     width: asking.WidthOption = None,
@@ -47,8 +53,9 @@ def generate(
 ) -> None:
     """Draw PROMPT in this process and write the pictures, their parameters inside."""
     settings = settings_of(config, None)
+    catalog = load_catalog(settings.catalog)
     if model not in settings.models:
-        check_model(model)
+        check_model(model, catalog=catalog, hf_home=settings.hf_home)
     named: dict[str, Any] = {
         "height": height,
         "width": width,
@@ -58,8 +65,8 @@ def generate(
     named |= {"negative_prompt": negative_prompt, "num_images_per_prompt": images}
     named |= asking.sampling(sampler, spacing)
     folder = PictureFolder(out, prompt=prompt, output_format=output_format)
-    params = run_params(prompt, model, seed=seed, named=named | {"output_format": folder.output_format})
-    weights = find_weights(model, folders=settings.models, hf_home=settings.hf_home)
+    params = run_params(prompt, catalog, model, seed=seed, named=named | {"output_format": folder.output_format})
+    weights = weights_finder(settings)(model)
     folder.prepare()
     written: list[dict[str, Any]] = []
 
@@ -81,9 +88,9 @@ def generate(
     explain(f"{len(written)} in {run_time_ms / 1000:.1f} s")
 
 
-def run_params(prompt: str, model: str, *, seed: int | None, named: dict[str, Any]) -> RunParams:
+def run_params(prompt: str, catalog: Catalog, model: str, *, seed: int | None, named: dict[str, Any]) -> RunParams:
     """The model's defaults with what was named over them. Raises InvalidFields."""
-    entry = CATALOG.get(model)
+    entry = catalog.get(model)
     defaults = entry.defaults if entry else Defaults()
     chosen = replace(defaults, **{key: value for key, value in named.items() if value is not None})
     if named.get("spacing") is None and chosen.spacing not in chosen.sampler.spacings:

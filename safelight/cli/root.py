@@ -7,7 +7,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from safelight.cli import configuration, demo, deploying, doctor, generate, keys, predict, prune, runs, serve, webhooks
+from safelight.cli import (
+    configuration,
+    demo,
+    deploying,
+    doctor,
+    generate,
+    keys,
+    predict,
+    prune,
+    pull,
+    runs,
+    serve,
+    webhooks,
+)
 from safelight.cli.output import fail
 from safelight.errors import SafelightError
 from safelight.version import __version__
@@ -18,6 +31,7 @@ COMMANDS = (
     deploying.deployments,
     deploying.undeploy,
     deploying.models,
+    pull.pull,
     generate.generate,
     predict.predict,
     prune.prune,

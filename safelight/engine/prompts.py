@@ -6,7 +6,6 @@ from collections import OrderedDict
 
 from safelight.engine.models.base import Conditioning, ImageModel
 
-
 _Asked = tuple[str, str, bool]
 """Model, text, and whether it stands on the negative side."""
 

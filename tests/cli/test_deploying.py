@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -52,13 +53,81 @@ def test_missing_weights_are_a_warning_with_the_remedy(house: House, monkeypatch
     monkeypatch.setenv("SAFELIGHT_HF_HOME", str(house.folder))
     result = house.ok("deploy", "stable-diffusion")
     assert "warning: " in result.stderr
-    assert "hf download" in result.stderr
+    assert "safelight pull stable-diffusion" in result.stderr
 
 
 def test_a_folder_is_served_under_its_last_name(house: House) -> None:
     folder = model_folder(house.folder / "models" / "My-Model")
     house.ok("deploy", str(folder))
     assert [(each["name"], each["model"]) for each in deployed(house)] == [("my-model", str(folder))]
+
+
+def test_a_checkpoint_file_is_served_under_its_stem(house: House) -> None:
+    prefixes = ("cond_stage_model.transformer.", "model.diffusion_model.", "first_stage_model.decoder.")
+    names = {prefix + "x": [1] for prefix in prefixes}
+    names["model.diffusion_model.input_blocks.0.0.weight"] = [1, 4, 1, 1]
+    file = house.folder / "My_Model v1.5.safetensors"
+    write_safetensors(file, names)
+    house.ok("deploy", str(file))
+    assert [(each["name"], each["model"]) for each in deployed(house)] == [("my-model-v1-5", str(file))]
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "is damaged" in house.refused("deploy", str(file), "--name", "other")
+    assert len(deployed(house)) == 1
+
+
+def write_safetensors(file: Path, shapes: dict[str, list[int]]) -> None:
+    header: dict[str, object] = {}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + math.prod(shape)
+        header[name] = {"dtype": "U8", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
+
+
+def test_identifiers_of_ones_own_come_from_a_file(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_folder(house.folder / "weights")
+    own = house.folder / "catalogue.toml"
+    own.write_text(
+        '[ours]\ntitle = "Ours"\npath = "weights"\nfamily = "stable-diffusion-1"\nlicence = "private"\n'
+        'defaults = { sampler = "ddim", num_inference_steps = 20, guidance_scale = 5 }\n'
+        f'[theirs]\nrepository = "their/model"\ncommit = "{"a" * 40}"\ndigests = {{ "unet/x" = "{"b" * 64}" }}\n'
+    )
+    monkeypatch.setenv("SAFELIGHT_CATALOG", str(own))
+    found = {each["identifier"]: each for each in json.loads(house.ok("models", "--json", takes_data=False).stdout)}
+    assert found["ours"]["folder"] == str(house.folder / "weights")
+    assert not found["theirs"]["is_here"]
+    house.ok("deploy", "ours")
+    defaults = deployed(house)[0]["defaults"]
+    assert isinstance(defaults, dict)
+    assert (defaults["sampler"], defaults["num_inference_steps"], defaults["guidance_scale"]) == ("ddim", 20, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[ours]", "ours: it needs either a path or a repository"),
+        ("[Ours]\npath = 'x'", "its name 1 to 63 of a-z"),
+        ("[ours]\npath = 'x'\nurl = 'y'", "ours: url is not known; known are"),
+        ("[ours]\nrepository = 'a/b'\ncommit = 'main'", "commit is 'main', which does not match"),
+        ("[ours]\npath = 1", "path is 1, not a text"),
+        ("[ours]\npath = 'x'\nfamily = 'flux'", "family is 'flux', not one of stable-diffusion-1"),
+        ("[ours]\npath = 'x'\ndefaults = { steps = 1 }", "defaults.steps is not known; known are height"),
+        ("[ours]\npath = 'x'\ndefaults = { sampler = 'fast' }", "defaults.sampler is 'fast', not one of euler"),
+        (
+            "[ours]\npath = 'x'\ndefaults = { guidance_scale = 'high' }",
+            "defaults.guidance_scale is 'high', not a number",
+        ),
+        ("ours", "is not TOML"),
+    ],
+)
+def test_a_wrong_catalogue_names_the_entry_and_the_key(
+    house: House, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    own = house.folder / "catalogue.toml"
+    own.write_text(text)
+    monkeypatch.setenv("SAFELIGHT_CATALOG", str(own))
+    assert said in house.refused("models", takes_data=False)
 
 
 def test_the_revision_recorded_is_the_one_on_this_machine(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +147,7 @@ def test_what_has_no_revisions_refuses_one(house: House) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("deploy", "no-such-model"), "pinhole, stable-diffusion"),
+        (("deploy", "no-such-model"), "pinhole, sd-turbo, sdxl"),
         (("deploy", "pinhole", "--name", "Bad Name"), "a-z, 0-9"),
         (("deploy", "pinhole", "--name", "runs"), "reserved"),
         (("deploy", "pinhole", "--set", "hight=1"), "known are"),

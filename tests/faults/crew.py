@@ -210,7 +210,7 @@ class Crew:
             logging.basicConfig(filename=self.folder / "log", level=logging.INFO, format=LOG_FORMAT, force=True)
             torch.set_num_threads(1)
             safelight.app.engine_for = self._engine_for
-            safelight.app.find_weights = lambda model, **_: Path(model)
+            safelight.app.weights_finder = lambda settings: Path
             if name == "api":
                 asyncio.run(safelight.app.serve_api(self.settings, self.door))
             else:
