@@ -43,7 +43,12 @@ HUNG_EXIT_STATUS = 75
 async def open_store(settings: Settings) -> Store:
     """The store of these settings, its schema brought up to date."""
     url = settings.store.database_url
-    return await Store.open(settings.data, database_url=url.get_secret_value() if url else None)
+    return await Store.open(
+        settings.data,
+        database_url=url.get_secret_value() if url else None,
+        images_url=settings.store.images_url,
+        images_endpoint=settings.store.images_endpoint,
+    )
 
 
 def engine_for(settings: Settings, device: str) -> EngineHost:

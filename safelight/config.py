@@ -47,6 +47,16 @@ class StoreSettings(_Section):
     max_image_bytes: int | None = Field(
         None, ge=0, description="Bytes of all pictures; over it the oldest ended runs lose theirs. Unset: no limit."
     )
+    images_url: str | None = Field(
+        None,
+        pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._/-]*)?$",
+        description="`s3://BUCKET/PREFIX`: pictures go there, with the usual AWS credentials. Unset: into the data folder.",
+    )
+    images_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^@/?#]+/?$",
+        description="Address of another S3 server than AWS's: `https://HOST:PORT`.",
+    )
     prune_interval_seconds: Seconds = Field(600.0, description="How often expired runs and orphan files are removed.")
 
     @field_serializer("database_url")

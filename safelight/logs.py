@@ -22,7 +22,16 @@ def configure_logging(settings: LogSettings, *, process: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [output]
     root.setLevel(settings.level.upper())
-    for noisy in ("alembic", "httpx2", "httpcore2", "sqlalchemy.engine", "uvicorn.access"):
+    for noisy in (
+        "alembic",
+        "boto3",
+        "botocore",
+        "httpx2",
+        "httpcore2",
+        "sqlalchemy.engine",
+        "urllib3",
+        "uvicorn.access",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

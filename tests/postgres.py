@@ -79,7 +79,7 @@ class Postgres:
             stderr=log,
             user=self._user,
             cwd=self._folder,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509
+            preexec_fn=die_with_parent,  # noqa: PLW1509
         )
         log.close()
         deadline = time.monotonic() + START_SECONDS
@@ -136,5 +136,6 @@ def _unprivileged() -> str:
     return "postgres" if "postgres" in known else "nobody"
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For `preexec_fn`: the child ends when whoever started it does."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGQUIT)

@@ -55,7 +55,8 @@ def serve(
 async def _prepare(
     store: Store, settings: Settings, models: list[str]
 ) -> tuple[list[Deployment], str | None, str | None]:
-    """Deploy what is missing; make the first key. What is served, that key and a sign-in link where one was made."""
+    """Try the pictures' place; deploy what is missing; make the first key. What is served, that key and a sign-in link where one was made."""
+    await store.images.check()
     for made in await deploy_missing(store, settings, models):
         explain(f"deployed {made.model} as {made.name}, version {made.version}")
         explain_deployment(settings, made)

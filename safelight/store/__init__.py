@@ -1,7 +1,7 @@
 """Runs, events, deliveries, keys, deployments and pictures, kept so that what was accepted is never lost."""
 
 from safelight.store.deployments import DeploymentTable
-from safelight.store.images import ImageFolder, StoredImage
+from safelight.store.images import ImageFolder, Images, StoredImage
 from safelight.store.notifications import Listener, Notifications
 from safelight.store.runs import ANY_ATTEMPTS, Backlog
 from safelight.store.store import Store
@@ -11,6 +11,7 @@ __all__ = [
     "Backlog",
     "DeploymentTable",
     "ImageFolder",
+    "Images",
     "Listener",
     "Notifications",
     "Store",

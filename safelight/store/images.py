@@ -1,4 +1,7 @@
-"""Pictures as files: written durably before a row names them, read and removed by that name, swept when no row does."""
+"""Pictures: written durably before a row names them, read and removed by that name, swept when no row does.
+
+They are files of a folder (here) or objects of a bucket (`image_bucket`).
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from safelight.errors import NotFound, StorageFull
+from safelight.errors import ConfigError, NotFound, StorageFull
 from safelight.runs import OutputFormat
 
 _RUN_ID = re.compile(r"[0-9A-Za-z_-]{2,64}")
@@ -22,15 +25,42 @@ _PATH = re.compile(r"[0-9A-Za-z_-]{2}/[0-9A-Za-z_-]{2,64}/\d+-\d+\.[a-z]+")
 
 
 class StoredImage(NamedTuple):
-    """Where a picture was put, relative to the folder, and what an ImageRecord says of it."""
+    """Where a picture was put, relative to the folder or prefix, and what an ImageRecord says of it."""
 
     path: str
     num_bytes: int
     sha256: str
 
 
+class Images(Protocol):
+    """Where pictures lie: under `<run_id[:2]>/<run_id>/<index>-<fence>.<format>`, on shelves of a run id's first two characters."""
+
+    async def check(self) -> None:
+        """Try whether pictures can be kept there. Raises ConfigError with the remedy."""
+
+    async def write(self, run_id: str, index: int, fence: int, output_format: OutputFormat, data: bytes) -> StoredImage:
+        """Write a picture so that it survives power loss once this returns. Raises StorageFull, TryLater."""
+
+    async def read(self, path: str) -> bytes:
+        """The bytes of a picture. Raises NotFound, TryLater."""
+
+    async def remove(self, paths: Iterable[str]) -> None:
+        """Remove pictures with their small versions; what is gone already is no error."""
+
+    async def sweep(self, known_paths: Collection[str], older_than_seconds: float = 3600.0, *, shelf: str) -> int:
+        """Remove what is in no row and no longer young, on one shelf; how many that were. Raises TryLater."""
+
+    async def orphans(
+        self, known_paths: Collection[str], older_than_seconds: float = 3600.0, *, shelf: str
+    ) -> list[int]:
+        """The sizes, in bytes, of what `sweep` would remove. Raises TryLater."""
+
+    async def shelves(self) -> list[str]:
+        """The shelves that `sweep` can be asked for one by one. Raises TryLater."""
+
+
 class ImageFolder:
-    """A folder of pictures: `<run_id[:2]>/<run_id>/<index>-<fence>.<format>`. The disk work is done off the event loop."""
+    """Images in a folder. The disk work is done off the event loop."""
 
     def __init__(self, folder: Path, *, thumbnails: Path | None = None) -> None:
         """`thumbnails` is where small versions may lie, under the same names but their endings; they go with their pictures."""
@@ -38,10 +68,11 @@ class ImageFolder:
         self._thumbnails = thumbnails
         self._lasting_shelves: set[str] = set()
 
+    async def check(self) -> None:
+        await asyncio.to_thread(self._check)
+
     async def write(self, run_id: str, index: int, fence: int, output_format: OutputFormat, data: bytes) -> StoredImage:
-        """Write a picture so that it survives power loss once this returns. Raises StorageFull."""
-        assert _RUN_ID.fullmatch(run_id), "run ids are made by the server"
-        path = f"{run_id[:2]}/{run_id}/{index}-{fence}.{output_format.value}"
+        path = path_of(run_id, index, fence, output_format)
         try:
             return await asyncio.to_thread(self._write, path, data)
         except OSError as error:
@@ -51,33 +82,35 @@ class ImageFolder:
             raise StorageFull(message, retry_after_seconds=30.0) from error
 
     async def read(self, path: str) -> bytes:
-        """The bytes of a picture. Raises NotFound."""
         try:
             return await asyncio.to_thread(self._resolve(path).read_bytes)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise _not_found() from error
+            raise no_such_image() from error
 
     async def remove(self, paths: Iterable[str]) -> None:
-        """Remove pictures, and the folders that this empties; what is gone already is no error."""
+        """Folders that this empties go too."""
         await asyncio.to_thread(self._remove, [self._resolve(path) for path in paths])
 
-    async def sweep(self, known_paths: Container[str], older_than_seconds: float = 3600.0, *, shelf: str = "??") -> int:
-        """Remove files that are in no row and no longer young, below one `shelf` (a run id's first two characters)."""
+    async def sweep(self, known_paths: Collection[str], older_than_seconds: float = 3600.0, *, shelf: str) -> int:
         return await asyncio.to_thread(self._sweep, known_paths, older_than_seconds, shelf)
 
     async def orphans(
-        self, known_paths: Container[str], older_than_seconds: float = 3600.0, *, shelf: str = "??"
+        self, known_paths: Collection[str], older_than_seconds: float = 3600.0, *, shelf: str
     ) -> list[int]:
-        """The sizes of the files that `sweep` would remove."""
         return await asyncio.to_thread(self._orphan_sizes, known_paths, older_than_seconds, shelf)
 
     async def shelves(self) -> list[str]:
-        """The folders that `sweep` can be asked for one by one."""
         return await asyncio.to_thread(lambda: sorted(shelf.name for shelf in self._folder.glob("??")))
 
+    def _check(self) -> None:
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"the folder {self._folder} cannot be made: {error.strerror}") from error
+
     def _resolve(self, path: str) -> Path:
-        if not _PATH.fullmatch(path):
-            raise _not_found()
+        if not is_path(path):
+            raise no_such_image()
         return self._folder / path
 
     def _write(self, path: str, data: bytes) -> StoredImage:
@@ -113,16 +146,16 @@ class ImageFolder:
             with suppress(OSError):
                 folder.rmdir()
 
-    def _sweep(self, known_paths: Container[str], older_than_seconds: float, shelf: str) -> int:
+    def _sweep(self, known_paths: Collection[str], older_than_seconds: float, shelf: str) -> int:
         orphans = self._orphans(known_paths, older_than_seconds, shelf)
         self._remove(orphans)
         return len(orphans)
 
-    def _orphans(self, known_paths: Container[str], older_than_seconds: float, shelf: str) -> list[Path]:
+    def _orphans(self, known_paths: Collection[str], older_than_seconds: float, shelf: str) -> list[Path]:
         oldest_kept = time.time() - older_than_seconds
         return [file for file in self._old_files(shelf, oldest_kept) if self._name(file) not in known_paths]
 
-    def _orphan_sizes(self, known_paths: Container[str], older_than_seconds: float, shelf: str) -> list[int]:
+    def _orphan_sizes(self, known_paths: Collection[str], older_than_seconds: float, shelf: str) -> list[int]:
         sizes = []
         for file in self._orphans(known_paths, older_than_seconds, shelf):
             with suppress(FileNotFoundError):
@@ -153,5 +186,16 @@ def thumbnail_of(path: str, folder: Path) -> Path:
     return (folder / path).with_suffix(".webp")
 
 
-def _not_found() -> NotFound:
+def path_of(run_id: str, index: int, fence: int, output_format: OutputFormat) -> str:
+    """Where one picture of a run lies, as drawn under one claim."""
+    assert _RUN_ID.fullmatch(run_id), "run ids are made by the server"
+    return f"{run_id[:2]}/{run_id}/{index}-{fence}.{output_format.value}"
+
+
+def is_path(path: str) -> bool:
+    """Whether a picture can lie there, and nothing else."""
+    return _PATH.fullmatch(path) is not None
+
+
+def no_such_image() -> NotFound:
     return NotFound("there is no such image; the run may have expired", code="image_not_found")

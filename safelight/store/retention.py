@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 
 from safelight.store import ledger
 from safelight.store.database import Database, now
-from safelight.store.images import ImageFolder
+from safelight.store.images import Images
 from safelight.store.schema import HAS_ENDED, deliveries, images, runs
 
 PRUNE_BATCH = 200
@@ -37,9 +37,9 @@ class Expiry:
 class Retention:
     """Lets images and logs expire. Runs expire through `Runs.prune`."""
 
-    def __init__(self, database: Database, image_folder: ImageFolder) -> None:
+    def __init__(self, database: Database, kept_images: Images) -> None:
         self._database = database
-        self._image_folder = image_folder
+        self._images = kept_images
 
     async def expire_images(self, *, max_bytes: int) -> Expiry:
         """Remove the images of the runs that ended first until all images fit; the runs stay. One transaction per batch.
@@ -49,7 +49,7 @@ class Retention:
         num_runs = num_bytes = 0
         while True:
             batch, paths = await self._database.write(_expire_images, max_bytes)
-            await self._image_folder.remove(paths)
+            await self._images.remove(paths)
             num_runs, num_bytes = num_runs + batch.num_runs_without_images, num_bytes + batch.image_bytes
             if not batch.num_runs_without_images or not batch.bytes_over_budget:
                 over = batch.bytes_over_budget

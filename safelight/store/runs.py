@@ -26,7 +26,7 @@ from safelight.runs import (
 )
 from safelight.store import claims, deliveries, events, ledger, retention
 from safelight.store.database import Database, now
-from safelight.store.images import ImageFolder
+from safelight.store.images import Images
 from safelight.store.notifications import Notifications
 from safelight.store.rows import run_from, to_json
 from safelight.store.schema import HAS_ENDED, IS_QUEUED, IS_RUNNING, images, runs
@@ -59,10 +59,10 @@ class Backlog:
 class Runs:
     """All runs of all projects. Where a method takes `project`, runs of others do not exist; None sees all."""
 
-    def __init__(self, database: Database, notifications: Notifications, image_folder: ImageFolder) -> None:
+    def __init__(self, database: Database, notifications: Notifications, kept_images: Images) -> None:
         self._database = database
         self._notifications = notifications
-        self._image_folder = image_folder
+        self._images = kept_images
 
     async def create(self, new: NewRun, *, max_queued: int) -> tuple[Run, bool]:
         """Queue a run; or find the one its idempotency key made before, which gives False. One transaction.
@@ -172,7 +172,7 @@ class Runs:
 
     async def delete(self, run_id: str, *, project: str | None = None) -> None:
         """Forget a run and its images; what is on its way to webhooks ends. Raises NotFound, Conflict while it runs. One transaction."""
-        await self._image_folder.remove(await self._database.write(_delete, run_id, project))
+        await self._images.remove(await self._database.write(_delete, run_id, project))
         self._hint_runs([run_id])
 
     async def prune(self, *, older_than_seconds: float) -> int:
@@ -180,7 +180,7 @@ class Runs:
         num_pruned = 0
         while True:
             num_runs, paths = await self._database.write(retention.expire_runs, older_than_seconds)
-            await self._image_folder.remove(paths)
+            await self._images.remove(paths)
             num_pruned += num_runs
             if num_runs < retention.PRUNE_BATCH:
                 await self._database.write(ledger.merge_days)
@@ -191,7 +191,7 @@ class Runs:
         return await self._database.read(_unfinished)
 
     async def image_paths(self, shelf: str) -> frozenset[str]:
-        """The paths of all pictures on a shelf of the image folder. One transaction."""
+        """The paths of all pictures on a shelf of `Images`. One transaction."""
         return await self._database.read(_image_paths, shelf)
 
     async def list(

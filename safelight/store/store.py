@@ -25,7 +25,7 @@ from safelight.store.deployments import DeploymentTable
 from safelight.store.endpoints import WebhookEndpoints
 from safelight.store.events import Events
 from safelight.store.figures import Figures
-from safelight.store.images import ImageFolder, sync_folder
+from safelight.store.images import ImageFolder, Images, sync_folder
 from safelight.store.keys import Keys
 from safelight.store.ledger import Ledger
 from safelight.store.measures import MeasureTable
@@ -40,11 +40,11 @@ from safelight.store.sign_in import SignInLinks
 class Store:
     """Everything that lasts. Any number of processes may have the same store open."""
 
-    def __init__(self, data: Path, database: Database, wire: Wire, secret: bytes) -> None:
+    def __init__(self, data: Path, database: Database, wire: Wire, secret: bytes, kept_images: Images) -> None:
         self._database = database
         self._secret = secret
         self.notifications = Notifications(wire)
-        self.images = ImageFolder(data / "images", thumbnails=data / "thumbnails")
+        self.images = kept_images
         self.checkpoints = CheckpointFolder(data / "checkpoints")
         self.retention = Retention(database, self.images)
         self.runs = Runs(database, self.notifications, self.images)
@@ -60,10 +60,17 @@ class Store:
         self.sign_in_links = SignInLinks(data / "sign-in")
 
     @classmethod
-    async def open(cls, data: Path, *, database_url: str | None = None) -> Self:
+    async def open(
+        cls,
+        data: Path,
+        *,
+        database_url: str | None = None,
+        images_url: str | None = None,
+        images_endpoint: str | None = None,
+    ) -> Self:
         """Open the store in `data`, made and migrated if need be. Raises ConfigError, StorageFull, TryLater."""
         engine, wire, secret = await asyncio.to_thread(_prepare, data, database_url)
-        store = cls(data, Database(engine), wire, secret)
+        store = cls(data, Database(engine), wire, secret, open_images(data, images_url, images_endpoint))
         store.notifications.start()
         return store
 
@@ -112,6 +119,18 @@ class Store:
     async def sweep_checkpoints(self, *, older_than_seconds: float = 600.0) -> int:
         """Remove checkpoints of runs that have ended or are gone. One transaction."""
         return await self.checkpoints.sweep(await self.runs.unfinished(), older_than_seconds)
+
+
+def open_images(data: Path, url: str | None, endpoint: str | None) -> Images:
+    """The bucket at `url`, or the folder in `data` where there is none. Nothing is asked of either. Raises ConfigError."""
+    thumbnails = data / "thumbnails"
+    if url is None:
+        return ImageFolder(data / "images", thumbnails=thumbnails)
+    try:
+        from safelight.store.image_bucket import ImageBucket  # noqa: PLC0415 - only those who have a bucket have its client
+    except ModuleNotFoundError as error:
+        raise ConfigError("store.images_url needs boto3: pip install 'safelight[s3]'") from error
+    return ImageBucket(url, endpoint=endpoint, thumbnails=thumbnails)
 
 
 def _prepare(data: Path, database_url: str | None) -> tuple[Engine, Wire, bytes]:

@@ -97,6 +97,17 @@ def test_a_torch_that_cannot_be_loaded_is_a_failure_with_a_remedy(tmp_path: Path
     assert "pip install" in torch.remedy
 
 
+def test_a_bucket_that_cannot_be_used_is_a_failure_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tests")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-no-use")
+    flags = {"data": tmp_path, "store.images_url": "s3://pictures", "store.images_endpoint": "http://127.0.0.1:9"}
+    (bucket,) = [finding for finding in examine(load_settings(flags=flags), torch=Torch) if finding.what == "bucket"]
+    assert bucket.verdict is Verdict.FAIL and "cannot be reached" in bucket.detail
+    assert "store.images_endpoint" in bucket.remedy
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_data_folder_that_cannot_be_written_is_a_failure() -> None:
     assert verdicts(load_settings(flags={"data": "/proc/safelight"}), Torch())["data folder"] is Verdict.FAIL

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from safelight.store import Store
+from tests import s3 as s3_server
 from tests.postgres import MISSING, Postgres, find_programs, running
 
 from .making import Place
@@ -34,6 +35,12 @@ def postgres() -> Iterator[Postgres]:
     if find_programs() is None:
         pytest.skip(MISSING)
     with running() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[s3_server.S3Server]:
+    with s3_server.running() as server:
         yield server
 
 

@@ -1,4 +1,4 @@
-"""Pictures on the disk."""
+"""What holds of pictures in a folder and of pictures in a bucket, and what holds of the folder alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import pytest
 
 from safelight.errors import NotFound, StorageFull
 from safelight.runs import OutputFormat
-from safelight.store import ImageFolder, Store
+from safelight.store import ImageFolder, Images, Store
+from safelight.store.image_bucket import ImageBucket
+from safelight.store.images import thumbnail_of
 
 from .making import SUCCEEDED, claim_one, draw, submit
 
@@ -27,16 +29,52 @@ def folder(tmp_path: Path) -> ImageFolder:
     return ImageFolder(tmp_path / "images")
 
 
-async def test_a_written_picture_is_read_back(folder: ImageFolder) -> None:
-    stored = await folder.write(RUN_ID, 3, 2, OutputFormat.WEBP, b"light")
+@pytest.fixture(params=["folder", "bucket"])
+def images(request: pytest.FixtureRequest, tmp_path: Path) -> Images:
+    thumbnails = tmp_path / "thumbnails"
+    if request.param == "folder":
+        return ImageFolder(tmp_path / "images", thumbnails=thumbnails)
+    server = request.getfixturevalue("s3")
+    return ImageBucket(server.make_bucket(), endpoint=server.endpoint, thumbnails=thumbnails)
+
+
+async def test_a_written_picture_is_read_back(images: Images) -> None:
+    stored = await images.write(RUN_ID, 3, 2, OutputFormat.WEBP, b"light")
     path, num_bytes, sha256 = stored
     assert path == f"{RUN_ID[:2]}/{RUN_ID}/3-2.webp"
     assert (num_bytes, sha256) == (5, hashlib.sha256(b"light").hexdigest())
-    assert await folder.read(path) == b"light"
-    await folder.remove([path, path])
+    assert await images.read(path) == b"light"
+    await images.remove([path, path])
     with pytest.raises(NotFound) as raised:
-        await folder.read(path)
+        await images.read(path)
     assert raised.value.code == "image_not_found"
+
+
+async def test_a_check_leaves_nothing_behind(images: Images) -> None:
+    await images.check()
+    assert await images.shelves() == []
+
+
+async def test_the_sweep_takes_what_is_old_and_in_no_row_from_one_shelf(images: Images) -> None:
+    known, unknown, elsewhere = [
+        (await images.write(run_id, 0, 1, OutputFormat.PNG, b"light")).path for run_id in ("ab-1", "ab-2", "cd-1")
+    ]
+    assert await images.shelves() == ["ab", "cd"]
+    assert await images.sweep({known}, shelf="ab") == 0
+    assert await images.orphans({known}, -1.0, shelf="ab") == [5]
+    assert await images.sweep({known}, -1.0, shelf="ab") == 1
+    with pytest.raises(NotFound):
+        await images.read(unknown)
+    assert await images.read(known) == await images.read(elsewhere) == b"light"
+
+
+async def test_small_versions_go_with_their_pictures(images: Images, tmp_path: Path) -> None:
+    stored = await images.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")
+    small = thumbnail_of(stored.path, tmp_path / "thumbnails")
+    small.parent.mkdir(parents=True)
+    small.touch()
+    await images.remove([stored.path])
+    assert not small.exists()
 
 
 async def test_everything_is_synced_before_a_picture_has_its_name(
@@ -74,9 +112,9 @@ async def test_everything_is_synced_before_a_picture_has_its_name(
         "aa/bb/0-1.png\0",
     ],
 )
-async def test_no_path_leads_out_of_the_folder(folder: ImageFolder, path: str) -> None:
+async def test_no_path_leads_out(images: Images, path: str) -> None:
     with pytest.raises(NotFound):
-        await folder.read(path)
+        await images.read(path)
 
 
 def test_a_crash_before_the_rename_leaves_nothing_named(folder: ImageFolder, tmp_path: Path) -> None:
@@ -90,8 +128,8 @@ def test_a_crash_before_the_rename_leaves_nothing_named(folder: ImageFolder, tmp
     assert left.suffix == ".tmp"
     with pytest.raises(NotFound):
         asyncio.run(folder.read(f"{RUN_ID[:2]}/{RUN_ID}/0-1.png"))
-    assert asyncio.run(folder.sweep(frozenset(), 3600.0)) == 0
-    assert asyncio.run(folder.sweep(frozenset(), -1.0)) == 1
+    assert asyncio.run(folder.sweep(frozenset(), 3600.0, shelf=RUN_ID[:2])) == 0
+    assert asyncio.run(folder.sweep(frozenset(), -1.0, shelf=RUN_ID[:2])) == 1
     assert not left.parent.exists()
 
 
@@ -124,8 +162,8 @@ async def test_the_sweep_takes_old_files_that_no_row_names(store: Store, data: P
     await store.runs.finish(claim, SUCCEEDED)
 
 
-async def test_pictures_written_at_once_do_not_disturb_each_other(folder: ImageFolder) -> None:
+async def test_pictures_written_at_once_do_not_disturb_each_other(images: Images) -> None:
     stored = await asyncio.gather(
-        *(folder.write(RUN_ID, index, 1, OutputFormat.PNG, bytes([index]) * 1000) for index in range(8))
+        *(images.write(RUN_ID, index, 1, OutputFormat.PNG, bytes([index]) * 1000) for index in range(8))
     )
-    assert [await folder.read(one.path) for one in stored] == [bytes([index]) * 1000 for index in range(8)]
+    assert [await images.read(one.path) for one in stored] == [bytes([index]) * 1000 for index in range(8)]
