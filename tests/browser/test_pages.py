@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,8 @@ def test_a_wrong_key_is_told_so_and_a_right_one_gets_in(open_page: Open, site: S
 
 def test_a_model_is_deployed_from_the_catalogue(open_page: Open, site: Site) -> None:
     page = open_page("/dashboard/models")
-    card = page.locator("article", has_text="Stable Diffusion 2.1")
-    expect(card).to_contain_text("hf download")
+    card = page.locator("article", has=page.get_by_role("heading", name="Stable Diffusion 2.1", exact=True))
+    expect(card).to_contain_text("safelight pull stable-diffusion")
     card.get_by_role("button", name="Deploy").click()
     page.wait_for_url("**/dashboard/deployments/stable-diffusion**")
     expect(page.get_by_role("status")).to_contain_text("Deployed")
@@ -289,7 +290,10 @@ def test_a_version_is_saved_and_rolled_back(open_page: Open, site: Site, complai
     assert (current.version, current.defaults.num_inference_steps) == (1, 50)
 
 
-def test_prompts_are_text_whatever_they_hold(open_page: Open, site: Site) -> None:
+def test_prompts_are_text_whatever_they_hold(
+    open_page: Open, site: Site, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("scripts", len(SCRIPTS))
     runs = {site.drawn(prompt, negative_prompt=prompt): prompt for prompt in SCRIPTS}
     site.make_key(SCRIPTS[1], Scope.READ, project=SCRIPTS[2][:60])
     page = open_page("/dashboard")
