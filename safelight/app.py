@@ -26,6 +26,7 @@ from safelight.catalog_file import weights_finder
 from safelight.config import Settings, parse_settings
 from safelight.logs import configure_logging
 from safelight.store import Store
+from safelight.tracing import OFF, Tracing, open_tracing
 
 if TYPE_CHECKING:
     from safelight.engine.host import EngineHost
@@ -40,7 +41,7 @@ HUNG_EXIT_STATUS = 75
 """EX_TEMPFAIL: the engine hung and the worker wants to be started anew."""
 
 
-async def open_store(settings: Settings) -> Store:
+async def open_store(settings: Settings, *, tracing: Tracing = OFF) -> Store:
     """The store of these settings, its schema brought up to date."""
     url = settings.store.database_url
     return await Store.open(
@@ -48,6 +49,7 @@ async def open_store(settings: Settings) -> Store:
         database_url=url.get_secret_value() if url else None,
         images_url=settings.store.images_url,
         images_endpoint=settings.store.images_endpoint,
+        tracing=tracing,
     )
 
 
@@ -58,7 +60,7 @@ def engine_for(settings: Settings, device: str) -> EngineHost:
     return EngineHost(settings.engine, device=device, checkpoint_seconds=settings.worker.checkpoint_seconds)
 
 
-async def serve_api(settings: Settings, door: socket.socket) -> None:
+async def serve_api(settings: Settings, door: socket.socket, *, tracing: Tracing = OFF) -> None:
     """Answer on `door` until told to stop; deliver webhooks and tidy up beside it."""
     from safelight.api.app import create_app
     from safelight.api.dashboard import build_desk
@@ -69,26 +71,30 @@ async def serve_api(settings: Settings, door: socket.socket) -> None:
     from safelight.webhooks.deliverer import Deliverer
     from safelight.webhooks.targets import TargetPolicy
 
-    async with await open_store(settings) as store:
+    async with await open_store(settings, tracing=tracing) as store:
         policy = TargetPolicy(settings.webhooks.allowed_networks)
-        service = Service(store, settings.server, check_webhook=policy.check_url)
+        service = Service(store, settings.server, check_webhook=policy.check_url, tracing=tracing)
         meter = Meter()
-        app = create_app(service, settings.server, desk=build_desk(store, service, settings), meter=meter)
+        desk = build_desk(store, service, settings)
+        app = create_app(service, settings.server, desk=desk, meter=meter, tracing=tracing)
         server = make_server(app, service, settings.server)
         stop = _in_stages(service.refuse_new_runs, partial(setattr, server, "should_exit", True))
         # uvicorn would take the first signal for the end.
         server.capture_signals = partial(_signals_to, stop)  # type: ignore[method-assign]
-        deliverer = Deliverer(store, settings.webhooks, policy=policy, count_attempt=meter.count_attempt)
+        deliverer = Deliverer(
+            store, settings.webhooks, policy=policy, count_attempt=meter.count_attempt, tracing=tracing
+        )
         janitor = Janitor(store, settings.store, settings.worker)
         async with _beside(deliverer.run(), janitor.run()):
             await server.serve(sockets=[door])
 
 
-async def run_worker(settings: Settings, device: str) -> None:
-    """Work on `device` until told to stop."""
+async def run_worker(settings: Settings, device: str, *, worker_id: str | None = None, tracing: Tracing = OFF) -> None:
+    """Work on `device` until told to stop. `worker_id` is the same after every start; unset: machine and device."""
+    from safelight.janitor import Janitor
     from safelight.worker import Worker
 
-    async with await open_store(settings) as store:
+    async with await open_store(settings, tracing=tracing) as store:
         engine = engine_for(settings, device)
         worker = Worker(
             store,
@@ -96,6 +102,7 @@ async def run_worker(settings: Settings, device: str) -> None:
             settings.worker,
             worker_id=f"{platform.node()}/{device}",
             find_weights=weights_finder(settings),
+            tracing=tracing,
         )
         with _signals_to(worker.stop):
             await worker.run()
@@ -160,13 +167,18 @@ def main(arguments: list[str]) -> int:
     settings = parse_settings(sys.stdin.readline())
     configure_logging(settings.log, process=role if role == "api" else f"worker {what}")
     threading.Thread(target=_stop_when_orphaned, daemon=True).start()
-    if role == "api":
-        asyncio.run(serve_api(settings, socket.socket(fileno=int(what))))
-        return 0
+    with contextlib.closing(open_tracing(settings.tracing, process=role)) as tracing:
+        if role == "api":
+            asyncio.run(serve_api(settings, socket.socket(fileno=int(what)), tracing=tracing))
+            return 0
+        return _work(settings, what, name[0] if name else None, tracing)
+
+
+def _work(settings: Settings, device: str, worker_id: str | None, tracing: Tracing) -> int:
     from safelight.worker import EngineHung
 
     try:
-        asyncio.run(run_worker(settings, what))
+        asyncio.run(run_worker(settings, device, worker_id=worker_id, tracing=tracing))
     except EngineHung as error:
         log.critical("the engine hung", extra={"reason": str(error)})
         # A hung device call cannot be joined: leave without waiting for its thread.

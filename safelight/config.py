@@ -137,6 +137,22 @@ class LogSettings(_Section):
     format: Literal["text", "json"] = Field("text", description="One line of text or one JSON object per line.")
 
 
+class TracingSettings(_Section):
+    """OpenTelemetry; needs `pip install 'safelight[tracing]'`."""
+
+    endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="Where spans are sent by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; unset: there are none.",
+    )
+    sample_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the calls that are traced; one that comes with a `traceparent` follows that.",
+    )
+
+
 class Settings(_Section):
     """Everything an operator can set."""
 
@@ -152,6 +168,7 @@ class Settings(_Section):
     engine: EngineSettings = EngineSettings()
     webhooks: WebhookSettings = WebhookSettings()
     log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
 
 
 def load_settings(

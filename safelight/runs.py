@@ -199,6 +199,7 @@ class NewRun:
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A worker's time-limited right to `run`. Every write under it checks `fence`."""
+    traceparent: str | None = None
 
     run: Run
     worker_id: str
@@ -214,6 +215,7 @@ class Progress:
     steps_done: int
     steps_total: int
     eta_seconds: float | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

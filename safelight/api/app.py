@@ -22,8 +22,10 @@ from safelight.api.routes.runs import add_runs_routes
 from safelight.api.routes.server import add_server_routes
 from safelight.api.routes.webhooks import add_webhook_routes
 from safelight.api.service import Service
+from safelight.api.traces import TracedRequests
 from safelight.config import ServerSettings
 from safelight.errors import SafelightError
+from safelight.tracing import OFF, Tracing
 from safelight.version import __version__
 
 Lifespan = Callable[[], AbstractAsyncContextManager[None]]
@@ -45,6 +47,7 @@ def create_app(
     desk: Desk | None = None,
     lifespan: Lifespan | None = None,
     meter: Meter | None = None,
+    tracing: Tracing = OFF,
 ) -> FastAPI:
     """The application over `service`, with a dashboard where there is a `desk`.
 
@@ -65,7 +68,7 @@ def create_app(
         summary="A self-hosted text-to-image endpoint",
         version=__version__,
         lifespan=live,
-        middleware=_middleware(service, settings, meter),
+        middleware=_middleware(service, settings, meter, tracing),
         exception_handlers={
             SafelightError: answer_error,
             HTTPException: answer_framework_error,
@@ -87,9 +90,10 @@ def create_app(
     return app
 
 
-def _middleware(service: Service, settings: ServerSettings, meter: Meter) -> list[Middleware]:
+def _middleware(service: Service, settings: ServerSettings, meter: Meter, tracing: Tracing) -> list[Middleware]:
     """Outermost first."""
     return [
+        *([Middleware(TracedRequests, tracing=tracing)] if tracing.is_on else []),
         Middleware(AccessLog, count=meter.count_request, count_open=meter.count_open),
         Middleware(SafeHeaders),
         Middleware(QuotaHeaders, standings=service.standings),

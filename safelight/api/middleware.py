@@ -75,7 +75,7 @@ class AccessLog:
         finally:
             seconds = time.perf_counter() - started_at
             self._count_open(-1)
-            self._count(scope["method"], _route_of(scope), trace.status or 499, seconds)
+            self._count(scope["method"], route_of(scope), trace.status or 499, seconds)
             _write_line(scope, trace, duration_ms=seconds * 1000)
 
 
@@ -128,7 +128,7 @@ class ErrorBorder:
             # Nobody is left to be answered.
             return
         except Exception as error:
-            answer = unexpected(error, where=_route_of(scope))
+            answer = unexpected(error, where=route_of(scope))
             if scope["type"] != "http" or trace_of(scope).status:
                 raise
             await respond(answer)(scope, receive, send)
@@ -172,7 +172,8 @@ def _quota_headers(standings: Sequence[Standing]) -> dict[str, str]:
     return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(left)}
 
 
-def _route_of(scope: Scope) -> str:
+def route_of(scope: Scope) -> str:
+    """The template of the route that answered; `-` where none did."""
     return getattr(scope.get("route"), "path", "-")
 
 
@@ -180,7 +181,7 @@ def _write_line(scope: Scope, trace: Trace, *, duration_ms: float) -> None:
     # A client that hung up before its answer has none; 499 is what proxies write for it.
     extra: dict[str, object] = {
         "method": scope["method"][:20],
-        "route": _route_of(scope),
+        "route": route_of(scope),
         "status": trace.status or 499,
     }
     extra["duration_ms"] = round(duration_ms, 1)

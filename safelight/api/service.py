@@ -34,6 +34,7 @@ from safelight.runs import ImageRecord, NewRun, Run, RunEvent, RunEventKind, Run
 from safelight.store import Backlog, Store
 from safelight.store.keys import Keys
 from safelight.store.measures import Measures
+from safelight.tracing import OFF, Tracing
 
 log = logging.getLogger("safelight.runs")
 
@@ -80,6 +81,7 @@ class Service:
         check_webhook: Callable[[str], None],
         draw_seed: Callable[[], int] = lambda: secrets.randbelow(FRESH_SEEDS),
         monotonic: Callable[[], float] = time.monotonic,
+        tracing: Tracing = OFF,
     ) -> None:
         self._store = store
         self._settings = settings
@@ -87,6 +89,7 @@ class Service:
         self.webhooks = Webhooks(store, check_url=check_webhook)
         self._draw_seed = draw_seed
         self._monotonic = monotonic
+        self._tracing = tracing
         self._waiting: Counter[str] = Counter()
         self._is_refusing = False
         self._is_stopping = False
@@ -157,6 +160,7 @@ class Service:
             webhook_endpoint=asked.webhook_endpoint,
             idempotency_key=idempotency_key,
             body_digest=digest,
+            traceparent=self._tracing.traceparent(),
         )
         run, is_new = await self._store.runs.create(new, max_queued=self._settings.max_queued_runs)
         _log_submit(run, asked, is_new=is_new)

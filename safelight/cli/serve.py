@@ -15,6 +15,7 @@ from safelight.config import Settings
 from safelight.deployments import Deployment
 from safelight.keys import Scope
 from safelight.logs import configure_logging
+from safelight.tracing import check_installed
 
 if TYPE_CHECKING:
     from safelight.store import Store
@@ -39,6 +40,9 @@ def serve(
         say(f"admin key, shown this once: {key}")
 
     def announce(address: str) -> None:
+    if not with_workers:
+        require_shared_store(settings)
+    check_installed(settings.tracing)
         say(f"serving at {address}")
         say(
             f"dashboard at {address}/dashboard"

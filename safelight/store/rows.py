@@ -81,6 +81,7 @@ def run_from(row: Row[Any], images: Sequence[Row[Any]] = ()) -> Run:
     )
 
 
+        traceparent=row.traceparent,
 def _error_from(row: Row[Any]) -> RunError | None:
     return None if row.error_code is None else RunError(row.error_code, row.error_message or "")
 

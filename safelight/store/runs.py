@@ -270,6 +270,7 @@ def _columns(new: NewRun) -> dict[str, object]:
         "webhook_endpoint": new.webhook_endpoint,
         "idempotency_key": new.idempotency_key,
         "body_digest": new.body_digest,
+        "traceparent": new.traceparent,
         "warnings": "[]",
         "num_images": new.params.num_images_per_prompt,
         "pixel_steps": new.params.pixel_steps,

@@ -35,6 +35,8 @@ from safelight.store.retention import Retention
 from safelight.store.runs import Runs
 from safelight.store.search import Search
 from safelight.store.sign_in import SignInLinks
+from safelight.store.traced import TracedDatabase
+from safelight.tracing import OFF, Tracing
 
 
 class Store:
@@ -67,10 +69,12 @@ class Store:
         database_url: str | None = None,
         images_url: str | None = None,
         images_endpoint: str | None = None,
+        tracing: Tracing = OFF,
     ) -> Self:
         """Open the store in `data`, made and migrated if need be. Raises ConfigError, StorageFull, TryLater."""
         engine, wire, secret = await asyncio.to_thread(_prepare, data, database_url)
-        store = cls(data, Database(engine), wire, secret, open_images(data, images_url, images_endpoint))
+        database = TracedDatabase(engine, tracing) if tracing.is_on else Database(engine)
+        store = cls(data, database, wire, secret, open_images(data, images_url, images_endpoint))
         store.notifications.start()
         return store
 

@@ -19,6 +19,7 @@ from safelight.envelope import failure_body, success_body
 from safelight.errors import NotFound, SafelightError, TryLater
 from safelight.runs import Delivery, DeliveryAttempt, DeliveryStatus, Run, RunStatus
 from safelight.store import Store
+from safelight.tracing import OFF, Tracing
 from safelight.version import __version__
 from safelight.webhooks.exchange import Answer, Poster
 from safelight.webhooks.lanes import Lanes
@@ -32,6 +33,9 @@ MAX_RETRY_AFTER_SECONDS = 86400.0
 
 JITTER = 0.2
 """A wait grows by up to this share, so that endpoints that come back are not called by everyone in one moment."""
+
+SOON_SHARE = 0.2
+"""Of the time limit of a try: a host that took longer than this has not proven itself."""
 
 _CLAIM_LIMIT = 100
 _MAX_WAITING = 1000
@@ -67,6 +71,7 @@ class Deliverer:
         now: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
         count_attempt: Callable[[int | None], None] = lambda status_code: None,
+        tracing: Tracing = OFF,
     ) -> None:
         """`network` and `resolve` are what `policy` guards; `secrets` gives what a delivery is signed with, newest first."""
         self._store = store
@@ -76,6 +81,7 @@ class Deliverer:
         self._now = now
         self._jitter = jitter
         self._count_attempt = count_attempt
+        self._tracing = tracing
         guarded = GuardedBackend(policy, resolve=resolve, network=network)
         self._poster = Poster(guarded, timeout_seconds=settings.timeout_seconds, now=now, ssl_context=ssl_context)
         self._lanes = Lanes(max_per_host=settings.max_concurrent_per_host, max_total=max_concurrent)
@@ -170,13 +176,13 @@ class Deliverer:
 
     def _finish(self, host: str, task: asyncio.Task[bool]) -> None:
         del self._running[task]
-        self._lanes.finish(host, is_success=not task.cancelled() and task.result())
+        self._lanes.finish(host, is_proven=not task.cancelled() and task.result())
         self._start_what_fits()
         if host in self._left_out and self._lanes.has_room(host):
             self._has_room.set()
 
     async def _deliver(self, delivery: Delivery) -> bool:
-        """One try, recorded; whether it was taken. If recording fails the lease ends, and it is tried again."""
+        """One try, recorded; whether it was taken, soon. If recording fails the lease ends, and it is tried again."""
         at, started = self._now(), time.monotonic()
         try:
             # It may have been ended while it waited in its lane: its run deleted, its endpoint removed or disabled.
@@ -185,7 +191,8 @@ class Deliverer:
                 return False
             tried = await self._try(delivery)
             self._count_attempt(tried.answer.status_code)
-            recorded = await self._record(delivery, tried, at, (time.monotonic() - started) * 1000)
+            seconds = time.monotonic() - started
+            recorded = await self._record(delivery, tried, at, seconds * 1000)
         except NotFound:
             log.info("a delivery was forgotten while it was on its way", extra=_marks(delivery))
             return False
@@ -203,7 +210,7 @@ class Deliverer:
             marks["reason"] = recorded.reason
         level = logging.INFO if tried.answer.is_success else logging.WARNING
         log.log(level, "delivery %s", recorded.status.value, extra=marks)
-        return tried.answer.is_success
+        return tried.answer.is_success and seconds < SOON_SHARE * self._settings.timeout_seconds
 
     async def _record(self, delivery: Delivery, tried: _Tried, at: float, duration_ms: float) -> Delivery:
         answer = tried.answer
@@ -232,10 +239,7 @@ class Deliverer:
             run = await self._store.runs.get(delivery.run_id)
             if run.images_expired_at is not None:
                 return _Tried(Answer(error="the images of the run have expired"), give_up=True, was_sent=False)
-            body = await self._body(run)
-            secrets = await self._secrets(delivery)
-            headers = await asyncio.to_thread(self._headers, delivery, body, secrets)
-            answer = await self._poster.post(delivery.url, headers, body)
+            answer = await self._send(delivery, run)
         except NotFound as error:
             # An image that is missing while its run is there may come back with its disk; the others will not.
             return _Tried(Answer(error=error.message), give_up=error.code != "image_not_found", was_sent=False)
@@ -249,6 +253,20 @@ class Deliverer:
             return _Tried(Answer(error=message), give_up=False, was_sent=False)
         # A denied name may be given a public address yet; a denied number stays what it is.
         return _Tried(answer, give_up=answer.status_code == 410 or (answer.is_denied and is_literal(delivery.url)))
+
+    async def _send(self, delivery: Delivery, run: Run) -> Answer:
+        traced = {"safelight.run_id": run.id, "safelight.delivery_id": delivery.id, "server.address": delivery.host}
+        with self._tracing.span("deliver", parent=run.traceparent, kind="producer", attributes=traced) as span:
+            body = await self._body(run)
+            secrets = await self._secrets(delivery)
+            headers = await asyncio.to_thread(self._headers, delivery, body, secrets)
+            answer = await self._poster.post(delivery.url, headers, body)
+            span.set({"safelight.attempt": delivery.num_attempts + 1})
+            if answer.status_code is not None:
+                span.set({"http.response.status_code": answer.status_code})
+            if not answer.is_success:
+                span.fail("not taken")
+            return answer
 
     async def _body(self, run: Run) -> bytes:
         """The same bytes on every try: they hang on nothing but the ended run and its files."""

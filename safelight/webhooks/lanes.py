@@ -1,6 +1,6 @@
 """Which claimed delivery may go out next: a lane per host, so that a slow host holds back nobody but itself.
 
-Hosts whose last try was a success are proven. The others share a part of the places and wait in short lanes: however many
+Hosts whose last try was taken soon are proven. The others share a part of the places and wait in short lanes: however many
 of them are dead, the proven ones find room.
 """
 
@@ -76,12 +76,12 @@ class Lanes:
                 return host, delivery
         return None
 
-    def finish(self, host: str, *, is_success: bool) -> None:
-        """Free the place that a delivery to `host` held; how it went decides whether the host is proven."""
+    def finish(self, host: str, *, is_proven: bool) -> None:
+        """Free the place that a delivery to `host` held; whether the host is proven is known anew."""
         self._lanes[host].num_running -= 1
         self._num_running -= 1
         self._proven.pop(host, None)
-        if is_success:
+        if is_proven:
             self._proven[host] = None
             if len(self._proven) > MAX_PROVEN:
                 del self._proven[next(iter(self._proven))]

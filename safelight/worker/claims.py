@@ -14,8 +14,9 @@ from pathlib import Path
 from safelight.config import WorkerSettings
 from safelight.engine.host import EngineHost
 from safelight.errors import LostClaim, SafelightError, TryLater
-from safelight.runs import Claim, RunError, RunStatus
+from safelight.runs import Claim, Run, RunError, RunStatus
 from safelight.store import ANY_ATTEMPTS, Store
+from safelight.tracing import OFF, Tracing
 from safelight.worker.drawing import Drawing
 from safelight.worker.held import Held
 from safelight.worker.keeping import CheckpointKeeper
@@ -54,12 +55,14 @@ class Worker:
         worker_id: str,
         find_weights: Callable[[str], Path],
         now: Callable[[], float] = time.monotonic,
+        tracing: Tracing = OFF,
     ) -> None:
         self._store = store
         self._engine = engine
         self._settings = settings
         self._worker_id = worker_id
         self._now = now
+        self._tracing = tracing
         self._checkpoints = CheckpointKeeper(store)
         self._models = Models(store, engine, worker_id=worker_id, find_weights=find_weights, now=now)
         self._drawing = Drawing(store, engine, self._models, self._checkpoints)
@@ -143,9 +146,7 @@ class Worker:
         claim = held.claim
         log.info("started", extra={"run_id": claim.run.id, "fence": claim.fence, "deployment": claim.run.deployment})
         try:
-            outcome = replace(await self._drawing.draw(held), device_ms=held.device_ms)
-            run = await self._store.runs.finish(claim, outcome)
-            await self._checkpoints.forget(held)
+            run = await self._draw_and_finish(held)
             log.info("ended", extra={"run_id": run.id, "status": run.status, "run_time_ms": run.run_time_ms})
         except asyncio.CancelledError:
             await self._give_back(claim)
@@ -166,6 +167,21 @@ class Worker:
             self._engine.cancel(claim.run.id)
             del self._held[claim.run.id]
             self._store.notifications.publish("queue")
+
+    async def _draw_and_finish(self, held: Held) -> Run:
+        run = held.claim.run
+        traced: dict[str, str | int | float] = {"safelight.run_id": run.id, "safelight.deployment": run.deployment}
+        traced |= {"safelight.fence": held.claim.fence, "safelight.attempt": run.num_attempts}
+        with self._tracing.span("run", parent=run.traceparent, kind="consumer", attributes=traced) as span:
+            with self._tracing.span("engine") as drawing:
+                outcome = replace(await self._drawing.draw(held), device_ms=held.device_ms)
+                drawing.set({"safelight.device_ms": held.device_ms, "safelight.num_steps": held.steps_done})
+            ended = await self._store.runs.finish(held.claim, outcome)
+            await self._checkpoints.forget(held)
+            span.set({"safelight.status": ended.status.value})
+            if ended.error is not None:
+                span.fail(ended.error.code)
+            return ended
 
     async def _pulse_for_ever(self) -> None:
         """Report progress, renew leases, and learn of cancels: one transaction for all runs held."""
