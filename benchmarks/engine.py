@@ -25,6 +25,7 @@ from safelight.engine.models.base import Conditioning
 from safelight.engine.models.loading import load_model
 from safelight.engine.models.text import ClipPrompt
 from safelight.engine.models.unet import Parts, UNetModel
+from safelight.engine.previews import Previewer
 from safelight.engine.samplers import scaled_linear_schedule
 from safelight.engine.tasks import Assignment
 from safelight.runs import RunParams, SamplerName
@@ -116,6 +117,17 @@ def measure(
     return whole[1:], timed.predicting[1 : len(whole)], timed.decoding
 
 
+def measure_preview(model: UNetModel, side: int) -> list[float]:
+    """Seconds of each preview, after the first: that one fits the map."""
+    previewer, seconds = Previewer(model), []
+    for number in range(20):
+        latent = torch.randn(model.latent_shape(side, side), generator=torch.Generator().manual_seed(number))
+        began = time.perf_counter()
+        previewer.pixels(latent)
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
 def spread(seconds: list[float]) -> str:
     ordered = sorted(seconds)
     low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
@@ -153,6 +165,8 @@ def main() -> None:
                 f"{name:9} {2 * num_images:4}  {spread(whole):34} {per_row:7.2f} {1000 * loop:7.2f} {loop / median:6.1%} {spread(decoding)}",
                 flush=True,
             )
+    for name, model in models.items():
+        print(f"{name:9} preview ms, at most one a second: {spread(measure_preview(model, asked.side))}")  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

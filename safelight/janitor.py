@@ -56,6 +56,7 @@ class Janitor:
         num_runs = await self._store.runs.prune(older_than_seconds=self._retention_seconds)
         num_deliveries = await self._store.retention.expire_deliveries(older_than_seconds=self._retention_seconds)
         expiry = Expiry() if budget is None else await self._store.retention.expire_images(max_bytes=budget)
+        await self._store.previews.sweep()
         pruned = Pruned(
             num_runs=num_runs,
             num_runs_without_images=expiry.num_runs_without_images,

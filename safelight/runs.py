@@ -245,6 +245,7 @@ class RunEventKind(StrEnum):
     STARTED = "started"
     REQUEUED = "requeued"
     PROGRESS = "progress"
+    PREVIEW = "preview"
     IMAGE = "image"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -253,7 +254,8 @@ class RunEventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEvent:
-    """A fact about a run. Stored facts have a `sequence` that grows within the run; `progress` is never stored and has none."""
+    """A fact about a run. Stored facts have a `sequence` that grows within the run; `progress` and `preview` are never
+    stored and have none."""
 
     run_id: str
     kind: RunEventKind

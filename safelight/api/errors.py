@@ -29,6 +29,7 @@ STATUSES: Mapping[str, tuple[int, str]] = {
     "endpoint_not_found": (404, "There is no such webhook endpoint"),
     "delivery_not_found": (404, "There is no such delivery"),
     "image_not_found": (404, "There is no such image"),
+    "preview_not_found": (404, "There is no preview"),
     "method_not_allowed": (405, "The method is not for this path"),
     "receive_timeout": (408, "The request took too long to arrive"),
     "conflict": (409, "The state does not allow this"),

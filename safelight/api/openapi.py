@@ -297,6 +297,13 @@ GET_IMAGE = route(
     503,
 )
 
+GET_PREVIEW = route(
+    {200: {"description": "The last preview.", "content": {"image/png": _BYTES}}},
+    401,
+    403,
+    404,
+    503,
+)
 USAGE = route({200: json_answer(UsageReport, "By key and deployment.")}, 401, 403, 422, 503)
 METRICS = route(
     {

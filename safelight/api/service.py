@@ -248,6 +248,7 @@ class Service:
         None stands for a look that found nothing new.
         """
         seen, shown, shown_at = after, (run.steps_done, run.steps_total), -PROGRESS_SECONDS
+        preview: int | None = None
         with self._store.notifications.listen(f"run:{run.id}") as listener:
             while True:
                 # The row is read before its events: an end that the row shows is then among them.
@@ -260,12 +261,25 @@ class Service:
                 if run.status.has_ended or self._is_stopping:
                     return
                 now = self._monotonic()
+                self._store.notifications.publish(f"watch:{run.id}")
+                if (version := await self._store.previews.version(run.id)) not in (None, preview):
+                    preview = version
+                    yield _progress_of(run, RunEventKind.PREVIEW)
                 if (run.steps_done, run.steps_total) != shown and now - shown_at >= PROGRESS_SECONDS:
                     shown, shown_at = (run.steps_done, run.steps_total), now
                     yield _progress_of(run)
                 else:
                     yield None
                 await listener.wait(PROGRESS_SECONDS)
+
+    async def preview(self, run: Run) -> bytes:
+        """The last preview of a run that is drawn, PNG. Whoever asks watches: more come. Raises NotFound."""
+        if not run.status.has_ended:
+            self._store.notifications.publish(f"watch:{run.id}")
+            if (preview := await self._store.previews.read(run.id)) is not None:
+                return preview
+        reason = "this run has ended" if run.status.has_ended else "there is no preview yet; ask again in a second"
+        raise NotFound(reason, code="preview_not_found", run_id=run.id)
 
     async def has_news(self, run: Run, *, after: int) -> bool:
         """Whether `follow` would have anything to tell."""
@@ -323,10 +337,10 @@ def _checked_id(run_id: str) -> str:
     return run_id
 
 
-def _progress_of(run: Run) -> RunEvent:
+def _progress_of(run: Run, kind: RunEventKind = RunEventKind.PROGRESS) -> RunEvent:
     return RunEvent(
         run_id=run.id,
-        kind=RunEventKind.PROGRESS,
+        kind=kind,
         at=time.time(),
         steps_done=run.steps_done,
         steps_total=run.steps_total,

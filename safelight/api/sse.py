@@ -10,8 +10,8 @@ from contextlib import aclosing
 
 from starlette.responses import StreamingResponse
 
-from safelight.api.views import image_url, to_iso
-from safelight.runs import RunEvent
+from safelight.api.views import image_url, preview_url, to_iso
+from safelight.runs import RunEvent, RunEventKind
 
 EVENT_STREAM = "text/event-stream"
 HEARTBEAT_SECONDS = 15.0
@@ -74,5 +74,6 @@ def _members(event: RunEvent) -> dict[str, object]:
         "eta_seconds": event.eta_seconds,
         "image_index": event.image_index,
         "image_url": image_url(event.run_id, event.image_index or 0) if has_image else None,
+        "preview_url": preview_url(event.run_id) if event.kind is RunEventKind.PREVIEW else None,
         "error": {"code": event.error.code, "message": event.error.message} if event.error else None,
     }

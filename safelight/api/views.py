@@ -224,6 +224,11 @@ def image_url(run_id: str, index: int) -> str:
     return f"/runs/{run_id}/images/{index}"
 
 
+def preview_url(run_id: str) -> str:
+    """The path of the preview of a run under way."""
+    return f"/runs/{run_id}/preview"
+
+
 def to_iso(seconds: float) -> str:
     """ISO 8601 in UTC, to the millisecond."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

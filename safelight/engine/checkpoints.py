@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import safetensors.numpy
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from safelight.engine.copies import HostCopy
 from safelight.engine.samplers import StepTable
 from safelight.engine.tasks import ImageTask
 
@@ -56,34 +58,26 @@ class Checkpoint:
 class Snapshot:
     """The latents of some images on their way to the host. Thread: engine.
 
-    A step never writes into a latent, it makes a new one: on a CPU nothing is copied at all. On a GPU the copies into
-    pinned memory run in the stream's order beside the steps that follow; nobody waits for them.
+    A step never writes into a latent, it makes a new one: on a CPU nothing is copied at all.
     """
 
     def __init__(self, tasks: Sequence[ImageTask]) -> None:
+        begun = [(task, [task.latent, *task.remembered]) for task in tasks if task.latent is not None]
         self._table = digest_of(tasks[0].table)
-        self._images = [
-            (task.index, task.cursor, [_to_host(each) for each in (task.latent, *task.remembered)])
-            for task in tasks
-            if task.latent is not None
-        ]
-        self._copied: torch.cuda.Event | None = None
-        if tasks[0].run.model.device.type == "cuda":
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
+        self._places = [(task.index, task.cursor, len(latents)) for task, latents in begun]
+        self._copy = HostCopy([latent for _, latents in begun for latent in latents])
 
     @property
     def is_ready(self) -> bool:
-        return self._copied is None or bool(self._copied.query())  # type: ignore[no-untyped-call]
+        return self._copy.is_ready
 
     def checkpoint(self) -> Checkpoint:
         """What was taken; waits where it is not ready yet."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        states = [
-            ImageState(index, cursor, latents[0].numpy(), tuple(each.numpy() for each in latents[1:]))
-            for index, cursor, latents in self._images
-        ]
+        arrays = (latent.numpy() for latent in self._copy.tensors())
+        states = []
+        for index, cursor, num_latents in self._places:
+            latent, *remembered = islice(arrays, num_latents)
+            states.append(ImageState(index, cursor, latent, tuple(remembered)))
         return Checkpoint(self._table, tuple(states))
 
 
@@ -117,10 +111,3 @@ def unpack(data: bytes) -> Checkpoint | None:
 def digest_of(table: StepTable) -> bytes:
     """Tells one step table from another: a newer version may step otherwise."""
     return hashlib.sha256(table.columns.tobytes()).digest()
-
-
-def _to_host(latent: torch.Tensor) -> torch.Tensor:
-    if latent.device.type == "cpu":
-        return latent
-    host = torch.empty(latent.shape, dtype=latent.dtype, pin_memory=latent.device.type == "cuda")
-    return host.copy_(latent, non_blocking=latent.device.type == "cuda")

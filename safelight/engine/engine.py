@@ -26,6 +26,7 @@ from safelight.engine.events import (
 from safelight.engine.forecast import Forecast
 from safelight.engine.meter import Meter
 from safelight.engine.models.base import ImageModel
+from safelight.engine.previews import Previews
 from safelight.engine.prompts import PromptCache
 from safelight.engine.rows import Rows
 from safelight.engine.samplers import initial_noise, step_table
@@ -64,6 +65,7 @@ class Engine:
         self._runs: dict[str, LiveRun] = {}
         self._finished: deque[ImageTask] = deque()
         self._snapshots: list[tuple[LiveRun, Snapshot]] = []
+        self._previews = Previews()
         self._events: list[tuple[str, EngineEvent]] = []
         self._rows: Rows | None = None
 
@@ -98,6 +100,7 @@ class Engine:
         """Forget the model; its runs under way fail with `model_unloaded`. Unknown keys are ignored."""
         self._models.pop(key, None)
         self._prompts.forget(key)
+        self._previews.forget(key)
         # Runs that have ended would keep the model in memory.
         self._rows = None
         self._forecast.forget()
@@ -145,6 +148,11 @@ class Engine:
             self._drop(run)
             self._events.append((run_id, AssignmentCancelled(run.run_time_ms, run.device_ms)))
 
+    def watch(self, run_id: str) -> None:
+        """Somebody watches the run: for a while it has PreviewReady events. Unknown ids are ignored."""
+        if run_id in self._runs:
+            self._previews.watch(self._runs[run_id], self._now())
+
     def checkpoint(self, run_id: str) -> Checkpoint | None:
         """How far the run has come, for whoever gives it back; None where nothing has begun."""
         run = self._runs.get(run_id)
@@ -166,7 +174,7 @@ class Engine:
             self._draw(batch)
         if self._finished:
             self._decode(self._finished.popleft())
-        self._hand_out_checkpoints()
+        self._hand_out_copies()
         return self.take_events()
 
     def take_events(self) -> list[tuple[str, EngineEvent]]:
@@ -207,7 +215,8 @@ class Engine:
     def _draw(self, batch: Batch) -> None:
         started = self._now()
         try:
-            self._rows_of(batch).advance()
+            rows = self._rows_of(batch)
+            rows.advance()
         except Exception as error:
             self._charge(batch, self._now() - started)
             self._contain(batch, error)
@@ -218,6 +227,7 @@ class Engine:
         self._costs.record_step(batch.key, batch.num_rows, seconds)
         self._meter.record_step(seconds, num_rows=batch.num_rows, num_places=self._scheduler.max_rows(batch.key))
         self._scheduler.widen_rows(batch)
+        self._previews.begin(batch, rows.denoised, ended)
         self._advance(batch, ended)
         self._save(batch, ended)
 
@@ -265,11 +275,17 @@ class Engine:
                 run.saved_at = now
                 self._snapshots.append((run, Snapshot(run.tasks)))
 
-    def _hand_out_checkpoints(self) -> None:
+    def _hand_out_copies(self) -> None:
+        """Checkpoints and previews that have arrived on the host, of runs that are still there."""
         while self._snapshots and self._snapshots[0][1].is_ready:
             run, snapshot = self._snapshots.pop(0)
-            if self._runs.get(run.run_id) is run:
-                self._events.append((run.run_id, CheckpointTaken(snapshot.checkpoint())))
+            self._tell(run, CheckpointTaken(snapshot.checkpoint()))
+        for run, preview in self._previews.take_ready():
+            self._tell(run, preview)
+
+    def _tell(self, run: LiveRun, event: EngineEvent) -> None:
+        if self._runs.get(run.run_id) is run:
+            self._events.append((run.run_id, event))
 
     def _contain(self, batch: Batch, error: Exception) -> None:
         """Out of memory: smaller batches from now on. Else each image of the batch alone, and who fails alone fails."""

@@ -41,6 +41,14 @@ class CheckpointTaken:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class PreviewReady:
+    """A small picture of what an image will be, as far as it can be told now."""
+
+    index: int
+    pixels: Pixels
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ImageReady:
     """One picture is finished."""
 
@@ -78,5 +86,5 @@ class AssignmentFailed:
 
 
 EndEvent = AssignmentDone | AssignmentCancelled | AssignmentFailed
-EngineEvent = EncodedPrompt | StepDone | CheckpointTaken | ImageReady | EndEvent
+EngineEvent = EncodedPrompt | StepDone | CheckpointTaken | PreviewReady | ImageReady | EndEvent
 """A run's events end with exactly one EndEvent."""

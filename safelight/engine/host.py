@@ -159,6 +159,11 @@ class EngineHost:
         if run_id in self._streams:
             self._commands.put(lambda: self._engine.cancel(run_id))
 
+    def watch(self, run_id: str) -> None:
+        """Somebody watches the run: for a while its events hold previews. Unknown ids are ignored."""
+        if run_id in self._streams:
+            self._commands.put(lambda: self._engine.watch(run_id))
+
     async def checkpoint(self, run_id: str) -> Checkpoint | None:
         """How far the run has come, between two steps; None where nothing has begun."""
         return await self._in_engine(lambda: self._engine.checkpoint(run_id))

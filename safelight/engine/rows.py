@@ -22,7 +22,8 @@ from safelight.engine.tasks import Batch, ImageTask
 
 
 class Rows:
-    """What stays the same as long as the same images travel together: conditionings, which row is whose, guidance.
+    """What stays the same as long as the same images travel together: conditionings, which row is whose, guidance. And what
+    their last step found, `denoised` [B, C, h, w].
 
     Rows 0 to B-1 are the images under their prompts; the negative rows of the guided ones follow. An unguided image is
     its own negative at guidance 1, so one expression serves all.
@@ -52,7 +53,7 @@ class Rows:
         scalars = np.stack([task.table.columns[task.cursor] for task in tasks])
         columns = torch.from_numpy(scalars.astype(np.float32)).to(self._model.device)
         x = torch.stack([_latent(task) for task in tasks])
-        denoised = self._guide(self._predict(x, columns))
+        self.denoised = denoised = self._guide(self._predict(x, columns))
         moved = sample(
             x, denoised, columns, remembered=_remembered(tasks, scalars), noise=_noise(tasks, scalars, self._model)
         )

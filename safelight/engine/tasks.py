@@ -66,6 +66,8 @@ class LiveRun:
     run_time: float = 0.0
     device_time: float = 0.0
     saved_at: float | None = None
+    watched_until: float = 0.0
+    previewed_at: float = 0.0
     prompt: Conditioning | None = None
     negative: Conditioning | None = None
     tasks: list[ImageTask] = field(default_factory=list)

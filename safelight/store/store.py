@@ -31,6 +31,7 @@ from safelight.store.ledger import Ledger
 from safelight.store.measures import MeasureTable
 from safelight.store.migrations import migrate
 from safelight.store.notifications import Notifications, Wire
+from safelight.store.previews import PreviewFolder
 from safelight.store.retention import Retention
 from safelight.store.runs import Runs
 from safelight.store.search import Search
@@ -48,6 +49,7 @@ class Store:
         self.notifications = Notifications(wire)
         self.images = kept_images
         self.checkpoints = CheckpointFolder(data / "checkpoints")
+        self.previews = PreviewFolder(data / "previews")
         self.retention = Retention(database, self.images)
         self.runs = Runs(database, self.notifications, self.images)
         self.events = Events(database)

@@ -14,6 +14,7 @@ from safelight.engine.events import (
     EncodedPrompt,
     EndEvent,
     ImageReady,
+    PreviewReady,
     StepDone,
 )
 from safelight.engine.faults import ENGINE_STOPPED
@@ -23,8 +24,10 @@ from safelight.errors import ModelError, Stopping
 from safelight.runs import Outcome, RunError, RunStatus
 from safelight.store import Store
 from safelight.worker.held import Held
-from safelight.worker.keeping import CheckpointKeeper, keep_picture
+from safelight.worker.keeping import CheckpointKeeper, keep_picture, keep_preview
 from safelight.worker.models import Models, model_key
+
+WATCH_WAIT_SECONDS = 3600.0
 
 
 class Drawing:
@@ -61,10 +64,23 @@ class Drawing:
         held.provenance = self._engine.provenance
         checkpoint = await self._checkpoints.last(held.claim)
         key = model_key(deployment)
-        return await self._follow(
-            held,
-            Assignment(run.id, key, run.params, missing, checkpoint=checkpoint, key_id=run.key_id, weight=run.weight),
+        assignment = Assignment(
+            run.id, key, run.params, missing, checkpoint=checkpoint, key_id=run.key_id, weight=run.weight
         )
+        watching = asyncio.create_task(self._pass_on_watchers(run.id))
+        try:
+            return await self._follow(held, assignment)
+        finally:
+            watching.cancel()
+            if held.has_preview:
+                await self._store.previews.remove(run.id)
+
+    async def _pass_on_watchers(self, run_id: str) -> None:
+        """Whoever watches a run says so again and again: a hint may be lost, and nobody says that he is gone."""
+        with self._store.notifications.listen(f"watch:{run_id}") as listener:
+            while True:
+                if await listener.wait(WATCH_WAIT_SECONDS):
+                    self._engine.watch(run_id)
 
     async def _follow(self, held: Held, assignment: Assignment) -> Outcome:
         async for event in self._engine.generate(assignment):
@@ -78,6 +94,8 @@ class Drawing:
                     held.eta_seconds, held.is_unreported = event.eta_seconds, True
                 case CheckpointTaken(checkpoint):
                     self._checkpoints.save(held, checkpoint)
+                case PreviewReady():
+                    await keep_preview(self._store, held, event.pixels)
                 case ImageReady():
                     await keep_picture(self._store, held, event, is_last=event.index == assignment.indices[-1])
                 case AssignmentDone(run_time_ms):

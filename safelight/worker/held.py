@@ -36,6 +36,7 @@ class Held:
             self.waiting.cancel()
 
     provenance: Provenance | None = None
+    has_preview: bool = False
 
     def outcome(self, status: RunStatus, run_time_ms: float = 0.0, error: RunError | None = None) -> Outcome:
         """How the run ends, with all that is known of it."""

@@ -7,8 +7,8 @@ import logging
 
 from safelight.engine.checkpoints import Checkpoint, pack, unpack
 from safelight.engine.events import ImageReady
-from safelight.pictures import PictureMetadata, encode_picture
-from safelight.runs import Claim, ImageRecord
+from safelight.pictures import PictureMetadata, Pixels, encode_picture
+from safelight.runs import Claim, ImageRecord, OutputFormat
 from safelight.store import Store
 from safelight.worker.held import Held
 
@@ -40,6 +40,16 @@ async def keep_picture(store: Store, held: Held, event: ImageReady, *, is_last: 
         held.unnamed = (record,)
     else:
         await store.runs.add_image(claim, record)
+
+
+async def keep_preview(store: Store, held: Held, pixels: Pixels) -> None:
+    """Leave it where whoever watches finds it. A disk that is full is said in the log only."""
+    run_id, held.has_preview = held.claim.run.id, True
+    try:
+        await store.previews.write(run_id, await asyncio.to_thread(encode_picture, pixels, OutputFormat.PNG))
+    except OSError as error:
+        log.warning("a preview cannot be written", extra={"run_id": run_id, "reason": str(error)})
+    store.notifications.publish(f"run:{run_id}")
 
 
 class CheckpointKeeper:

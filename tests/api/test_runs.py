@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from safelight.api.views import DeploymentList, RunPage, RunView
 from safelight.deployments import DeploymentStatus
+from safelight.keys import Scope
 
 from .house import PAGE_BODY, failing, solid_png
 
@@ -180,3 +181,20 @@ async def test_health_needs_no_key_and_ready_means_that_somebody_works(house):
         assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
         await house.store.deployments.record_placement("w", "pinhole", 1, DeploymentStatus.STARTING)
         assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_a_preview_is_there_while_the_run_is_drawn_and_not_kept(house):
+    run_id = (await house.client.post("/pinhole/predict", json={"prompt": "x"}, headers=ASYNC)).json()["run_id"]
+    with house.store.notifications.listen(f"watch:{run_id}") as listener:
+        early = await house.client.get(f"/runs/{run_id}/preview")
+        assert await listener.wait(1), "who asks watches"
+    assert (early.status_code, early.json()["code"]) == (404, "preview_not_found")
+    await house.store.previews.write(run_id, b"\x89PNG small")
+    answer = await house.client.get(f"/runs/{run_id}/preview")
+    assert (answer.status_code, answer.content) == (200, b"\x89PNG small")
+    assert (answer.headers["content-type"], answer.headers["cache-control"]) == ("image/png", "no-store")
+    async with house.client_with(await house.make_key(Scope.READ, project="other")) as stranger:
+        assert (await stranger.get(f"/runs/{run_id}/preview")).status_code == 404
+    await house.client.post(f"/runs/{run_id}/cancel")
+    late = await house.client.get(f"/runs/{run_id}/preview")
+    assert (late.status_code, "has ended" in late.json()["detail"]) == (404, True)

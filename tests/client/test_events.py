@@ -69,7 +69,7 @@ def test_the_error_of_a_failed_run_is_in_its_last_event(stub: Stub, connect: Mak
 
 
 def test_kinds_of_a_later_version_are_passed_over(stub: Stub, connect: MakeClient) -> None:
-    stub.on(EVENTS, stream(event("preview", 1), END))
+    stub.on(EVENTS, stream(event("dreamed", 1), END))
     assert kinds(connect(stub.url).events(RUN_ID)) == ["succeeded"]
 
 

@@ -16,6 +16,7 @@ from safelight.api.openapi import (
     DELETE_RUN,
     FOLLOW_RUN,
     GET_IMAGE,
+    GET_PREVIEW,
     GET_RUN,
     LIST_RUNS,
 )
@@ -41,6 +42,7 @@ def add_runs_routes(app: FastAPI) -> None:
     app.add_api_route("/runs/{run_id}/cancel", cancel_run, methods=["POST"], tags=["runs"], **CANCEL_RUN)
     app.add_api_route("/runs/{run_id}/events", follow_run, methods=["GET"], tags=["runs"], **FOLLOW_RUN)
     app.add_api_route("/runs/{run_id}/images/{index}", get_image, methods=["GET"], tags=["runs"], **GET_IMAGE)
+    app.add_api_route("/runs/{run_id}/preview", get_preview, methods=["GET"], tags=["runs"], **GET_PREVIEW)
 
 
 async def list_runs(
@@ -93,6 +95,13 @@ async def get_image(request: Request, run_id: str, index: str, key: RunReader, s
     if headers["ETag"] in _tags(request):
         return Response(status_code=304, headers=headers)
     return Response(await service.read_image(image), media_type=_MEDIA_TYPES[image.output_format], headers=headers)
+
+
+async def get_preview(request: Request, run_id: str, key: RunReader, service: ServiceOf) -> Response:
+    """A small picture of what a run that is being drawn will be."""
+    run = await _find(request, service, key, run_id)
+    headers = {"Cache-Control": "no-store"}
+    return Response(await service.preview(run), media_type=_MEDIA_TYPES[OutputFormat.PNG], headers=headers)
 
 
 async def follow_run(
