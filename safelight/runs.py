@@ -88,7 +88,8 @@ _SPACINGS_OF: Mapping[SamplerName, tuple[Spacing, ...]] = {
 class RunParams:
     """What a caller asks, with every default filled in. Image i of the run is drawn from `seed + i`.
 
-    A `deterministic` image travels alone through the denoiser, so that its pixels depend on nobody else's.
+    A `deterministic` image travels alone through the denoiser, so that its pixels depend on nobody else's. A run with a
+    `strength` begins from a picture: that is the share of the steps that change it. With a mask, only a part is changed.
     """
 
     prompt: str
@@ -103,6 +104,8 @@ class RunParams:
     spacing: Spacing = Spacing.AUTOMATIC
     output_format: OutputFormat = OutputFormat.PNG
     deterministic: bool = False
+    strength: float | None = None
+    has_mask: bool = False
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -115,9 +118,17 @@ class RunParams:
         return self.guidance_scale > 1.0
 
     @property
+    def num_skipped_steps(self) -> int:
+        """The first steps, which a run that begins from a picture leaves out; one step is always left."""
+        if self.strength is None:
+            return 0
+        return self.num_inference_steps - max(1, int(self.num_inference_steps * self.strength))
+
+    @property
     def pixel_steps(self) -> int:
         """Pixels times steps, over all images: what a rate of work is counted in."""
-        return self.height * self.width * self.num_inference_steps * self.num_images_per_prompt
+        num_steps = self.num_inference_steps - self.num_skipped_steps
+        return self.height * self.width * num_steps * self.num_images_per_prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

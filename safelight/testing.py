@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from safelight.engine.models.base import Conditioning
+from safelight.engine.models.base import Conditioning, PictureLatent
 
 if TYPE_CHECKING:
     import torch
 
+    from safelight.engine.beginnings import Mask
     from safelight.engine.events import Pixels
     from safelight.engine.samplers import NoiseSchedule
 
@@ -119,6 +120,19 @@ class FakeModel:
             raise ValueError("this latent cannot be decoded")
         picture = colours.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]
         return np.ascontiguousarray(picture.transpose(1, 2, 0))
+
+    def encode_picture(self, pixels: Pixels) -> PictureLatent:
+        """What `decode` makes these pixels of, as far as cells of 8 pixels can hold them."""
+        import torch  # noqa: PLC0415
+
+        colours = torch.from_numpy(pixels[::8, ::8].astype(np.float32)).permute(2, 0, 1) / 127.5 - 1.0
+        mean = torch.cat([colours, colours[:1]])
+        return PictureLatent(mean, torch.zeros_like(mean))
+
+    def encode_mask(self, mask: Mask) -> torch.Tensor:
+        import torch  # noqa: PLC0415
+
+        return torch.from_numpy(mask[::8, ::8].astype(np.float32))[None]
 
     def _spoil(self, denoised: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         for row, value in enumerate(values.tolist()):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from safelight.engine import faults
+from safelight.engine.beginnings import begin, encode_start
 from safelight.engine.checkpoints import Checkpoint, Snapshot
 from safelight.engine.costs import Costs
 from safelight.engine.events import (
@@ -29,7 +30,7 @@ from safelight.engine.models.base import ImageModel
 from safelight.engine.previews import Previews
 from safelight.engine.prompts import PromptCache
 from safelight.engine.rows import Rows
-from safelight.engine.samplers import initial_noise, step_table
+from safelight.engine.samplers import step_table
 from safelight.engine.scheduler import Scheduler
 from safelight.engine.tasks import Assignment, Batch, BatchKey, ImageTask, LiveRun
 from safelight.metrics import EngineFigures
@@ -117,7 +118,13 @@ class Engine:
             self._events.append((assignment.run_id, AssignmentFailed(error, 0.0)))
             return
         params = assignment.params
-        table = step_table(params.sampler, params.num_inference_steps, model.schedule, params.spacing)
+        table = step_table(
+            params.sampler,
+            params.num_inference_steps,
+            model.schedule,
+            params.spacing,
+            num_skipped=params.num_skipped_steps,
+        )
         num_earlier = params.num_images_per_prompt - len(assignment.indices)
         run = LiveRun(
             assignment,
@@ -194,9 +201,8 @@ class Engine:
                 self._events.append((run.run_id, outcome))
         alive = tuple(task for task in batch.tasks if task.run.run_id in self._runs)
         for task in alive:
-            if task.latent is None:
-                noise = initial_noise(task.seed, task.key.latent_shape) * task.table.initial_scale
-                task.latent = noise.to(task.run.model.device)
+            if not task.has_begun:
+                begin(task)
         return Batch(batch.key, alive) if alive else None
 
     def _encode(self, run: LiveRun) -> EncodedPrompt | RunError:
@@ -204,6 +210,8 @@ class Engine:
         try:
             if params.is_guided:
                 run.negative = self._prompts.encode(key, model, params.negative_prompt, is_negative=True)
+            if run.assignment.picture is not None:
+                run.start = encode_start(model, run.assignment.picture)
             run.prompt = self._prompts.encode(key, model, params.prompt)
         except Exception as error:
             log.exception("encoding failed", extra={"run_id": run.run_id})

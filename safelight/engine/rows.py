@@ -64,6 +64,8 @@ class Rows:
             if row[F] and task.table.depth:
                 task.remembered = (memory, *task.remembered)[: task.table.depth]
             task.cursor += 1
+            if task.known is not None:
+                task.latent = task.known.put_back(latent, task.sigma)
 
     def _predict(self, x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         if self._has_guidance:

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safelight.engine.samplers import SIGMA
 from safelight.runs import RunParams
 
 if TYPE_CHECKING:
     import torch
 
+    from safelight.engine.beginnings import Known, Start, StartPicture
     from safelight.engine.checkpoints import Checkpoint
     from safelight.engine.models.base import Conditioning, ImageModel
     from safelight.engine.samplers import StepTable
@@ -33,7 +35,7 @@ class ModelSpec:
 class Assignment:
     """The part of a run that is still to draw: `indices` names its images, each drawn from `seed + index`.
 
-    `checkpoint` is how far an earlier claim came. The device's time is shared between `key_id`s by their `weight`.
+    `checkpoint` is how far an earlier claim came, `picture` what the images begin from. The device's time is shared between `key_id`s by their `weight`.
     """
 
     run_id: str
@@ -41,6 +43,7 @@ class Assignment:
     params: RunParams
     indices: tuple[int, ...]
     checkpoint: Checkpoint | None = None
+    picture: StartPicture | None = None
     key_id: str | None = None
     weight: float = 1.0
 
@@ -70,6 +73,7 @@ class LiveRun:
     previewed_at: float = 0.0
     prompt: Conditioning | None = None
     negative: Conditioning | None = None
+    start: Start | None = None
     tasks: list[ImageTask] = field(default_factory=list)
 
     @property
@@ -101,6 +105,7 @@ class ImageTask:
     cursor: int = 0
     latent: torch.Tensor | None = None
     remembered: tuple[torch.Tensor, ...] = ()
+    known: Known | None = None
     is_suspect: bool = False
 
     @property
@@ -114,6 +119,17 @@ class ImageTask:
     @property
     def num_rows(self) -> int:
         return 2 if self.is_guided else 1
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has its latent, and where a part of a picture stays, that part."""
+        has_kept_part = self.run.start is not None and self.run.start.mask is not None
+        return self.latent is not None and (self.known is not None or not has_kept_part)
+
+    @property
+    def sigma(self) -> float:
+        """The noise it is under now."""
+        return float(self.table.columns[self.cursor, SIGMA]) if self.num_steps_left else 0.0
 
     @property
     def num_steps_left(self) -> int:

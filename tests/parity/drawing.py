@@ -41,7 +41,7 @@ def draw_with_diffusers(pipeline: DiffusionPipeline, params: RunParams, patch: M
     """As its documentation says: a generator for each image, the sampler by `from_config`."""
     own = pipeline.scheduler
     pipeline.scheduler = make_scheduler(params.sampler, own.config, params.spacing)
-    feed_noise(patch, _step_noises(params))
+    feed_step_noise(patch, params)
     pictures = pipeline(
         params.prompt,
         negative_prompt=params.negative_prompt or None,
@@ -66,6 +66,11 @@ def largest_difference(ours: Sequence[Pixels], theirs: Sequence[Pixels]) -> int:
 def alone(params: RunParams, index: int) -> RunParams:
     """What draws image `index` of a run by itself."""
     return replace(params, seed=params.seed + index, num_images_per_prompt=1)
+
+
+def feed_step_noise(patch: MonkeyPatch, params: RunParams) -> None:
+    """Let diffusers' samplers use the engine's own noise."""
+    feed_noise(patch, _step_noises(params))
 
 
 def _step_noises(params: RunParams) -> Iterator[torch.Tensor]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from safelight.engine.beginnings import Mask
     from safelight.engine.events import Pixels
     from safelight.engine.samplers import NoiseSchedule
 
@@ -19,6 +20,14 @@ class Conditioning:
 
     hidden: torch.Tensor
     cut: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PictureLatent:
+    """An encoded picture: the latents [C, h, w] in float32 that may be meant, by their mean and deviation."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
 
 
 class ImageModel(Protocol):
@@ -65,4 +74,12 @@ class ImageModel(Protocol):
 
     def decode(self, latent: torch.Tensor, height: int, width: int) -> Pixels:
         """Exactly [height, width, 3] from a latent [C, h, w] that was asked for by these sides."""
+        ...
+
+    def encode_picture(self, pixels: Pixels) -> PictureLatent:
+        """Encode a picture [H, W, 3]; the latent has the shape that `latent_shape` gives for its sides."""
+        ...
+
+    def encode_mask(self, mask: Mask) -> torch.Tensor:
+        """[1, h, w] in float32, ones where the mask [H, W] is true: it lies over the latent of a picture of its size."""
         ...

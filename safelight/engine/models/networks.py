@@ -37,10 +37,8 @@ def load_unet(
 
 
 def load_vae(component: Component, *, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
-    """The decoder's half of an autoencoder. Raises ModelError."""
+    """Raises ModelError."""
     vae: AutoencoderKL = _on_meta(AutoencoderKL, component)
-    # Text to image never encodes a picture.
-    vae.encoder, vae.quant_conv = torch.nn.Module(), None  # type: ignore[assignment]
     # Half precision overflows in most autoencoders of these families; bfloat16 does not.
     dtype = torch.float32 if dtype is torch.float16 and vae.config["force_upcast"] else dtype
     load_weights(vae, component, dtype=dtype, device=device, rename=_vae_name)
@@ -74,9 +72,7 @@ def load_text_encoder(
     return encoder
 
 
-def _vae_name(name: str) -> str | None:
-    if name.startswith(("encoder.", "quant_conv.")):
-        return None
+def _vae_name(name: str) -> str:
     if ".attentions." not in name:
         return name
     head, _, leaf = name.rpartition(".")

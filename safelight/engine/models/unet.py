@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from numpy.typing import NDArray
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
+from safelight.engine.beginnings import Mask
 from safelight.engine.events import Pixels
-from safelight.engine.models.base import Conditioning
+from safelight.engine.models.base import Conditioning, PictureLatent
 from safelight.engine.models.files import ModelFiles
 from safelight.engine.models.networks import load_text_encoder, load_unet, load_vae
 from safelight.engine.models.text import ClipPair, ClipPrompt, PromptEncoder
@@ -93,6 +97,24 @@ class UNetModel:
         pixels = (drawn / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         picture: Pixels = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
         return picture
+
+    @torch.inference_mode()
+    def encode_picture(self, pixels: Pixels) -> PictureLatent:
+        vae = self._parts.vae
+        scaled = torch.from_numpy(self._padded(pixels)).to(self.device).permute(2, 0, 1).float() / 127.5 - 1.0
+        meant = vae.encode(scaled[None].to(vae.dtype, memory_format=torch.channels_last)).latent_dist
+        mean, std = meant.mean[0].float() * self._latent_scale, meant.std[0].float() * self._latent_scale
+        return PictureLatent(mean, std)
+
+    def encode_mask(self, mask: Mask) -> torch.Tensor:
+        cells = self._padded(mask)[:: self._scale_factor, :: self._scale_factor]
+        return torch.from_numpy(cells.astype(np.float32))[None].to(self.device)
+
+    def _padded(self, picture: NDArray[Any]) -> NDArray[Any]:
+        """Grown evenly to the next multiple of the autoencoder's factor, by repeating its border."""
+        grown = [(-side) % self._scale_factor for side in picture.shape[:2]]
+        widths = [(grow // 2, grow - grow // 2) for grow in grown]
+        return np.pad(picture, [*widths, *[(0, 0)] * (picture.ndim - 2)], mode="edge")
 
 
 def build_model(files: ModelFiles, *, device: torch.device, dtype: torch.dtype) -> UNetModel:

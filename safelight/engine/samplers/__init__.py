@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from safelight.engine.samplers.multistep import dpmpp_2m, dpmpp_2m_sde, lms, pndm, unipc
-from safelight.engine.samplers.noise import initial_noise, step_noise
+from safelight.engine.samplers.noise import initial_noise, picture_noise, step_noise
 from safelight.engine.samplers.onestep import ddim, euler, euler_ancestral, heun, lcm
 from safelight.engine.samplers.schedules import (
     TIMESTEP_SPACINGS,
@@ -51,6 +51,7 @@ __all__ = [
     "alphas_from_betas",
     "initial_noise",
     "num_remembered",
+    "picture_noise",
     "sample",
     "scaled_linear_schedule",
     "step_noise",
@@ -60,7 +61,7 @@ __all__ = [
 
 
 class _Sampler(Protocol):
-    def __call__(self, num_steps: int, schedule: NoiseSchedule, spacing: Spacing, /) -> StepTable: ...
+    def __call__(self, num_steps: int, schedule: NoiseSchedule, spacing: Spacing, first: int, /) -> StepTable: ...
 
 
 _SAMPLERS: Mapping[SamplerName, _Sampler] = {
@@ -80,10 +81,16 @@ _LEADING_BY_DEFAULT = frozenset({SamplerName.DDIM, SamplerName.PNDM})
 
 
 def step_table(
-    sampler: SamplerName, num_steps: int, schedule: NoiseSchedule, spacing: Spacing = Spacing.AUTOMATIC
+    sampler: SamplerName,
+    num_steps: int,
+    schedule: NoiseSchedule,
+    spacing: Spacing = Spacing.AUTOMATIC,
+    *,
+    num_skipped: int = 0,
 ) -> StepTable:
-    """The table of `sampler` over `num_steps` steps. Automatic spacing is the model's wish, else the sampler's default."""
+    """The table of `sampler` over `num_steps` steps, without the first `num_skipped`: the next one has nothing to look
+    back at then. Automatic spacing is the model's wish, else the sampler's default."""
     if spacing is Spacing.AUTOMATIC:
         default = Spacing.LEADING if sampler in _LEADING_BY_DEFAULT else Spacing.LINSPACE
         spacing = schedule.spacing or default
-    return _SAMPLERS[sampler](num_steps, schedule, spacing)
+    return _SAMPLERS[sampler](num_steps, schedule, spacing, num_skipped)

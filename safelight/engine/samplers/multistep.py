@@ -19,31 +19,31 @@ _ADAMS_BASHFORTH = (
 """Weights of the latest outputs, the newest first, by how many there are."""
 
 
-def dpmpp_2m(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> StepTable:
+def dpmpp_2m(num_steps: int, schedule: NoiseSchedule, spacing: Spacing, first: int = 0) -> StepTable:
     """DPM-Solver++(2M), midpoint (Lu et al. 2022, arXiv 2211.01095, algorithm 2). First and last step are of first
     order."""
-    grid = lambda_grid(num_steps, schedule, spacing)
+    grid = lambda_grid(num_steps, schedule, spacing).after(first)
     ratio = grid.sigmas[1:] / grid.sigmas[:-1]  # exp(-h)
     slope = _half_over_r(grid.sigmas)
     return table_over(grid, {A: ratio, B: (1.0 - ratio) * (1.0 + slope), C: -(1.0 - ratio) * slope, F: 1.0})
 
 
-def dpmpp_2m_sde(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> StepTable:
+def dpmpp_2m_sde(num_steps: int, schedule: NoiseSchedule, spacing: Spacing, first: int = 0) -> StepTable:
     """SDE-DPM-Solver++(2M), midpoint (Lu et al. 2022, section 5): x decays by exp(-2h), and noise makes up for it."""
-    grid = lambda_grid(num_steps, schedule, spacing)
+    grid = lambda_grid(num_steps, schedule, spacing).after(first)
     decay = (grid.sigmas[1:] / grid.sigmas[:-1]) ** 2
     slope = _half_over_r(grid.sigmas)
     noise = grid.sigmas[1:] * np.sqrt(1.0 - decay)
     return table_over(grid, {A: decay, B: (1.0 - decay) * (1.0 + slope), C: -(1.0 - decay) * slope, D: noise, F: 1.0})
 
 
-def unipc(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> StepTable:
+def unipc(num_steps: int, schedule: NoiseSchedule, spacing: Spacing, first: int = 0) -> StepTable:
     """UniPC of order 2 with B(h) = exp(h) - 1 (Zhao et al. 2023, arXiv 2302.04867, algorithms 5 and 6), predicting x0.
 
     Predictor and corrector of a step let x decay alike. So the corrected latent is the predicted one plus
     kappa * (denoised - h_1) + mu * (h_2 - h_1), and one row corrects where it stands and predicts the next.
     """
-    grid = lambda_grid(num_steps, schedule, spacing)
+    grid = lambda_grid(num_steps, schedule, spacing).after(first)
     ratio = grid.sigmas[1:] / grid.sigmas[:-1]
     slope = _half_over_r(grid.sigmas)
     kappa, mu = _unipc_correction(grid.sigmas)
@@ -52,11 +52,12 @@ def unipc(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> StepTabl
     return table_over(grid, {A: ratio, B: b, C: c1, C + 1: ratio * mu, F: 1.0})
 
 
-def lms(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> StepTable:
+def lms(num_steps: int, schedule: NoiseSchedule, spacing: Spacing, first: int = 0) -> StepTable:
     """Linear multistep of order 4 (k-diffusion, `sample_lms`): the polynomial through the latest slopes
     (x - denoised) / sigma, integrated over the step. Slopes are remembered."""
-    grid = sigma_grid(num_steps, schedule, spacing)
+    grid = sigma_grid(num_steps, schedule, spacing).after(first)
     sigma = grid.sigmas[:-1]
+    num_steps = len(sigma)
     weights = np.zeros((num_steps, _LMS_ORDER))
     for order in range(1, min(num_steps, _LMS_ORDER) + 1):
         steps = np.arange(order - 1, num_steps if order == _LMS_ORDER else order)
@@ -67,13 +68,13 @@ def lms(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> StepTable:
     return table_over(grid, {A: 1.0 + newest, B: -newest, E: 1.0 / sigma, F: -1.0 / sigma} | older)
 
 
-def pndm(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> StepTable:
+def pndm(num_steps: int, schedule: NoiseSchedule, spacing: Spacing, first: int = 0) -> StepTable:
     """Pseudo linear multistep of order 4 (Liu et al. 2022, arXiv 2202.09778, equations 9 and 12), as diffusers' PLMS
     begins it: the second timestep is asked twice, and with the mean of two outputs the first step is done again.
 
     What is mixed and remembered is what the network said: epsilon or v.
     """
-    timesteps = whole_timesteps(num_steps, schedule, spacing)
+    timesteps = whole_timesteps(num_steps, schedule, spacing)[first:]
     stride = schedule.num_train_steps // num_steps
     asked = np.concatenate([timesteps[:2], timesteps[1:]]).astype(int)
     start = asked.copy()

@@ -13,6 +13,14 @@ def initial_noise(seed: int, shape: tuple[int, int, int]) -> torch.Tensor:
     return torch.randn((1, *shape), generator=generator, dtype=torch.float32)[0]
 
 
+def picture_noise(seed: int, shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two of [C, h, w] in float32, in the order in which diffusers draws them for an image that begins from a picture:
+    what picks the latent among those the encoder thinks of, and what lies over it."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    first, second = (torch.randn((1, *shape), generator=generator, dtype=torch.float32)[0] for _ in range(2))
+    return first, second
+
+
 def step_noise(seed: int, step: int, shape: tuple[int, int, int]) -> NDArray[np.float32]:
     """[C, h, w], a function of its arguments alone: Philox keyed by seed and step, then Box and Muller's transform."""
     half = (int(np.prod(shape)) + 1) // 2

@@ -18,16 +18,16 @@ _SIGMA_DATA, _TIMESTEP_SCALING = 0.5, 10.0
 """The boundary condition of latent consistency models (Luo et al. 2023, arXiv 2310.04378, appendix C)."""
 
 
-def euler(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> StepTable:
+def euler(num_steps: int, schedule: NoiseSchedule, spacing: Spacing, first: int = 0) -> StepTable:
     """Euler's method on the probability flow ODE (Karras et al. 2022, arXiv 2206.00364, algorithm 2 without churn)."""
-    grid = sigma_grid(num_steps, schedule, spacing)
+    grid = sigma_grid(num_steps, schedule, spacing).after(first)
     ratio = grid.sigmas[1:] / grid.sigmas[:-1]
     return table_over(grid, {A: ratio, B: 1.0 - ratio})
 
 
-def euler_ancestral(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> StepTable:
+def euler_ancestral(num_steps: int, schedule: NoiseSchedule, spacing: Spacing, first: int = 0) -> StepTable:
     """Euler to `sigma_down`, then fresh noise of `sigma_up` (k-diffusion, `sample_euler_ancestral`, eta 1)."""
-    grid = sigma_grid(num_steps, schedule, spacing)
+    grid = sigma_grid(num_steps, schedule, spacing).after(first)
     sigma, sigma_to = grid.sigmas[:-1], grid.sigmas[1:]
     sigma_up = np.sqrt(sigma_to**2 * (sigma**2 - sigma_to**2) / sigma**2)
     sigma_down = np.sqrt(sigma_to**2 - sigma_up**2)
@@ -35,17 +35,17 @@ def euler_ancestral(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -
     return table_over(grid, {A: ratio, B: 1.0 - ratio, D: sigma_up})
 
 
-def heun(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> StepTable:
+def heun(num_steps: int, schedule: NoiseSchedule, spacing: Spacing, first: int = 0) -> StepTable:
     """Heun's method (Karras et al. 2022, algorithm 1): each step but the last asks the model again where it arrived.
 
     Both slopes of a step pass through the point reached, so there the mean of the slopes is a matter of the two
     predictions: x' = x + (sigma_to - sigma) / (2 * sigma_to) * (previous denoised - denoised).
     """
-    grid = sigma_grid(num_steps, schedule, spacing)
+    grid = sigma_grid(num_steps, schedule, spacing).after(first)
     ratio = grid.sigmas[1:] / grid.sigmas[:-1]
     inner = grid.sigmas[1:-1]
     half = (grid.sigmas[:-2] - inner) / (2.0 * inner)
-    twice = np.repeat(np.arange(num_steps), 2)[1:]
+    twice = np.repeat(np.arange(len(grid.timesteps)), 2)[1:]
     calls = Grid(grid.timesteps[twice], np.append(grid.sigmas[twice], 0.0), grid.initial_scale)
     is_second = np.arange(len(twice)) % 2 == 1
     a, b, c = np.ones(len(twice)), np.zeros(len(twice)), np.zeros(len(twice))
@@ -54,10 +54,10 @@ def heun(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> StepTable
     return table_over(calls, {A: a, B: b, C: c, F: np.where(is_second, 0.0, 1.0)})
 
 
-def ddim(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> StepTable:
+def ddim(num_steps: int, schedule: NoiseSchedule, spacing: Spacing, first: int = 0) -> StepTable:
     """DDIM with eta 0 (Song et al. 2021, arXiv 2010.02502, equation 12): in these coordinates Euler's step over DDIM's
     own grid."""
-    timesteps = whole_timesteps(num_steps, schedule, spacing)
+    timesteps = whole_timesteps(num_steps, schedule, spacing)[first:]
     sigma = schedule.sigmas[timesteps.astype(int)]
     earlier = timesteps.astype(int) - schedule.num_train_steps // num_steps
     sigma_end = 0.0 if schedule.is_final_alpha_one else schedule.sigmas[0]
@@ -70,10 +70,10 @@ def ddim(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> StepTable
     return table_over(grid, {A: ratio * rescale, B: (1.0 - ratio) * rescale})
 
 
-def lcm(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> StepTable:
+def lcm(num_steps: int, schedule: NoiseSchedule, spacing: Spacing, first: int = 0) -> StepTable:
     """Multistep consistency sampling (Luo et al. 2023, algorithm 3) for students distilled to it: to the data in one
     stride, then fresh noise of the next sigma. Its grid is the student's, whatever the spacing."""
-    timesteps = distilled_timesteps(num_steps, schedule, num_distilled=NUM_DISTILLED_STEPS)
+    timesteps = distilled_timesteps(num_steps, schedule, num_distilled=NUM_DISTILLED_STEPS)[first:]
     sigmas = np.append(schedule.sigmas[timesteps.astype(int)], 0.0)
     scaled = timesteps * _TIMESTEP_SCALING
     c_skip = _SIGMA_DATA**2 / (scaled**2 + _SIGMA_DATA**2)

@@ -83,6 +83,10 @@ class Grid:
     sigmas: Floats
     initial_scale: float
 
+    def after(self, first: int) -> Grid:
+        """Without its first points."""
+        return Grid(self.timesteps[first:], self.sigmas[first:], self.initial_scale)
+
 
 def sigma_grid(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> Grid:
     """The grid of samplers that step through sigma: timesteps may be fractions. Karras and exponential run between the
