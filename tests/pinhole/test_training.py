@@ -2,12 +2,15 @@
 
 import errno
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from training.pinhole.denoiser import signal_shares
+from training.pinhole.echoes import echo
 from training.pinhole.fast_norm import use_fast_norms
 from training.pinhole.files import DiskFullError
 from training.pinhole.optimizers import make_optimizers
@@ -103,3 +106,15 @@ def test_the_fast_norm_is_the_usual_norm_forth_and_back() -> None:
         gradients.append((copy.grad, norm.weight.grad, norm.bias.grad))
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_a_perfect_denoiser_echoes_the_latent_itself() -> None:
+    true = torch.randn(2, 20, 4, 4, generator=torch.Generator().manual_seed(0))
+    shares, words = signal_shares(), torch.zeros(2, 40, 192)
+
+    def perfect(noisy: Tensor, time: int, _: Tensor) -> SimpleNamespace:
+        clean, signal, rest = torch.cat([true, true]), shares[time].sqrt(), (1 - shares[time]).sqrt()
+        return SimpleNamespace(sample=signal * (noisy - signal * clean) / rest - rest * clean)
+
+    drawn = echo(perfect, true, words, words, start=900, guidance=4.0)  # type: ignore[arg-type]
+    torch.testing.assert_close(drawn, true, atol=1e-3, rtol=1e-3)

@@ -21,7 +21,8 @@ WORK = Path(__file__).parent / "work"
 STAGES: dict[str, tuple[float, Callable[[Path, Budget], object]]] = {
     "text": (0.1, stages.train_text_encoder),
     "latents": (0.05, stages.make_latents),
-    "denoiser": (0.45, stages.train_denoiser),
+    "denoiser": (0.4, stages.train_denoiser),
+    "echoes": (0.05, stages.make_echoes),
     "decoder": (0.35, stages.train_decoder),
     "encoder": (0.05, stages.train_encoder),
 }

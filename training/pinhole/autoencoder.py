@@ -3,6 +3,7 @@
 The decoder learns to draw sharp pictures from latents, the encoder to read latents from pictures.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from training.pinhole.fast_norm import use_fast_norms
 from training.pinhole.latents import LATENT_CHANNELS, MIDDLE_COLOUR, SCALING_FACTOR, latent_of
-from training.pinhole.scenes import draw_scene, render
+from training.pinhole.scenes import Scene, draw_scene, render
 
 LATENT_NOISE = 0.15
 """The most noise on a latent when the decoder learns: what comes from the denoiser is never exact either."""
@@ -119,8 +120,13 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 
 def draw_batch(random: np.random.Generator, width: int, height: int, count: int) -> Batch:
     scenes = [draw_scene(random) for _ in range(count)]
+    return picture_batch(np.stack([latent_of(scene, width, height) for scene in scenes]), scenes, width, height)
+
+
+def picture_batch(latents: np.ndarray, scenes: Sequence[Scene], width: int, height: int) -> Batch:
+    """These latents, [B, 20, height / 32, width / 32] and not scaled, with the pictures they mean."""
     pixels = np.stack([render(scene, width, height) for scene in scenes])
-    return Batch(to_tensor(pixels), torch.from_numpy(np.stack([latent_of(scene, width, height) for scene in scenes])))
+    return Batch(to_tensor(pixels), torch.from_numpy(latents).float())
 
 
 class Preview(nn.Module):

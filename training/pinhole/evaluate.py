@@ -21,7 +21,7 @@ from training.pinhole.generate import Request, contact_sheet, generate, load_pip
 from training.pinhole.judge import read
 from training.pinhole.report import Report, write_report
 from training.pinhole.scenes import render
-from training.pinhole.scoring import Question, draw_questions, riding_questions, score, shuffled
+from training.pinhole.scoring import OTHER_SEED, SEED, Question, draw_questions, riding_questions, score, shuffled
 
 LOWEST_CEILING = 0.95
 PAGE_PROMPT = "a photo of an astronaut riding a horse on mars."
@@ -54,6 +54,11 @@ class JudgeError(RuntimeError):
 
 def ask(pipeline: StableDiffusionPipeline, questions: Sequence[Question], request: Request) -> list[np.ndarray]:
     return generate(pipeline, [q.prompt for q in questions], [q.seed for q in questions], request)
+
+
+def _draw_questions(each: int, seed: int) -> list[Question]:
+    kinds = dict.fromkeys(("shape", "thing", "pair", "count"), each)
+    return draw_questions(kinds, seed) + riding_questions(each // 2, seed)
 
 
 def check_judge(questions: Sequence[Question], width: int, height: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -143,17 +148,17 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     each = chosen.each
-    questions = draw_questions({"shape": each, "thing": each, "pair": each, "count": each}) + riding_questions(
-        each // 2
-    )
+    questions, others = (_draw_questions(each, seed) for seed in (SEED, OTHER_SEED))
     try:
-        ceiling, control = check_judge(questions, 512, 512)
+        ceiling, control = check_judge(questions + others, 512, 512)
     except JudgeError as error:
         print(error, file=sys.stderr)
         return 1
     pipeline = load_pipeline(chosen.weights)
     found = score(questions, [read(picture) for picture in ask(pipeline, questions, Request())])
     print(found, flush=True)
+    found_in_others = score(others, [read(picture) for picture in ask(pipeline, others, Request())])
+    print(found_in_others, flush=True)
     some = questions[:: chosen.every]
     write_report(
         REPORT,
@@ -162,6 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
             machine=chosen.machine,
             samples=chosen.samples,
             scores=found,
+            others=found_in_others,
             ceiling=ceiling,
             control=control,
             sizes=measure_sizes(pipeline, some),

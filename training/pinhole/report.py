@@ -4,6 +4,8 @@ import datetime
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.pinhole.generate import Request
+
 GOALS: dict[str, tuple[str, str]] = {
     "setting": ("90 %", "98 %"),
     "colour": ("80 %", "97 %"),
@@ -23,6 +25,7 @@ class Report:
     machine: str
     samples: str
     scores: dict[str, tuple[float, int]]
+    others: dict[str, tuple[float, int]]
     ceiling: dict[str, float]
     control: dict[str, float]
     sizes: dict[str, dict[str, float]]
@@ -49,18 +52,23 @@ def _head(report: Report) -> list[str]:
         f"The denoiser had seen {report.samples} samples.",
         "",
         "The prompts are combinations that training never shows (riding excepted), one seed each, 512 x 512, 20 steps of Euler, "
-        "guidance 5. The judge is a plain detector that does not know the prompt; *ceiling* is its score on true renders of the "
-        "same scenes, *shuffled* on the true render of another prompt of the same kind.",
+        f"guidance {Request().guidance:g}. The judge is a plain detector that does not know the prompt; *ceiling* is its score on "
+        "true renders of the same scenes, *shuffled* on the true render of another prompt of the same kind. Training was watched "
+        "by a part of the questions of the first column; the *others* were asked at the end only.",
         "",
     ]
 
 
 def _scores(report: Report) -> list[str]:
-    rows = ["| measure | right | questions | ceiling | shuffled | floor | goal |", "|---|---|---|---|---|---|---|"]
+    rows = ["| measure | right | of others | questions | ceiling | shuffled | floor | goal |", "|---" * 8 + "|"]
     for measure, (share, count) in report.scores.items():
         floor, goal = GOALS[measure]
+        other, other_count = report.others[measure]
         ceiling, control = _percent(report.ceiling[measure]), _percent(report.control[measure])
-        rows.append(f"| {measure} | **{_percent(share)}** | {count} | {ceiling} | {control} | {floor} | {goal} |")
+        rows.append(
+            f"| {measure} | **{_percent(share)}** | {_percent(other)} | {count} and {other_count} | {ceiling} | {control} "
+            f"| {floor} | {goal} |"
+        )
     return [*rows, ""]
 
 

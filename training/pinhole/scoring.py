@@ -10,7 +10,8 @@ from training.pinhole.judge import Item, Reading
 from training.pinhole.scenes import Family, Relation, Scene, Subject, draw_scene
 from training.pinhole.subjects import SHAPES
 
-SEED = 2024
+SEED, OTHER_SEED = 2024, 2025
+"""The questions that training was watched by, and others that nobody looked at before."""
 
 MEASURES = ("setting", "colour", "shape", "thing", "both colours", "relation", "riding", "count")
 
@@ -30,22 +31,22 @@ def _kind(scene: Scene) -> str:
     return str(scene.family)
 
 
-def draw_questions(counts: dict[str, int]) -> list[Question]:
+def draw_questions(counts: dict[str, int], seed: int = SEED) -> list[Question]:
     """So many held-out scenes of each kind: shape, thing, pair, count. Always the same ones, in the same order."""
-    random = np.random.default_rng(SEED)
+    random = np.random.default_rng(seed)
     left = dict(counts)
     questions: list[Question] = []
     while any(left.values()):
         scene = draw_scene(random, is_held_out=True)
         if left.get(_kind(scene), 0) > 0:
             left[_kind(scene)] -= 1
-            questions.append(Question(scene, plain_caption(scene), len(questions)))
+            questions.append(Question(scene, plain_caption(scene), 10_000 * (seed - SEED) + len(questions)))
     return questions
 
 
-def riding_questions(count: int) -> list[Question]:
+def riding_questions(count: int, seed: int = SEED) -> list[Question]:
     """Riders on horses and fish; this family is no secret to the model, since the page's own prompt is one of it."""
-    random = np.random.default_rng(SEED)
+    random = np.random.default_rng(seed)
     settings, riders, mounts = (
         ("mars", "plain", "snow", "meadow"),
         ("astronaut", "cat"),
@@ -57,7 +58,7 @@ def riding_questions(count: int) -> list[Question]:
         subjects = (Subject(rider, "orange" if rider == "cat" else None), Subject(*mounts[k // 2 % 2]))
         jitter = tuple(float(j) for j in random.uniform(-1, 1, size=8))
         scene = Scene(Family.RIDING, settings[k // 4 % 4], subjects, 1, Relation.RIDING, jitter)
-        questions.append(Question(scene, plain_caption(scene), 1000 + k))
+        questions.append(Question(scene, plain_caption(scene), 10_000 * (seed - SEED) + 1000 + k))
     return questions
 
 

@@ -10,9 +10,18 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training.pinhole.autoencoder import Preview, decoder_loss, draw_batch, encoder_loss, make_autoencoder
+from training.pinhole.autoencoder import (
+    Batch,
+    Preview,
+    decoder_loss,
+    draw_batch,
+    encoder_loss,
+    make_autoencoder,
+    picture_batch,
+)
 from training.pinhole.denoiser import denoiser_loss, draw_timesteps, draw_tokens, make_denoiser, signal_shares
-from training.pinhole.latents import SCALING_FACTOR, LatentStore, make_shard
+from training.pinhole.echoes import Denoiser, make_echo_shard
+from training.pinhole.latents import SCALING_FACTOR, LatentStore, make_shard, shard_path
 from training.pinhole.optimizers import make_optimizers
 from training.pinhole.text_encoder import LayoutReader, make_text_encoder, text_loss
 from training.pinhole.text_encoder import draw_batch as draw_text_batch
@@ -34,6 +43,9 @@ PICTURE_MIX: Mix = {
 WHOLE_SHARE = 0.5
 """Of the decoder's steps, how many draw the picture at its full size."""
 
+ECHO_SHARE = 0.65
+"""Of the decoder's steps, how many are given echoes; the others have true latents."""
+
 LATENT_MIX: Mix = {
     (256, 256): (0.22, 96),
     (384, 384): (0.13, 56),
@@ -43,6 +55,8 @@ LATENT_MIX: Mix = {
 }
 
 SHARDS_PER_ROUND: dict[Size, int] = {(256, 256): 8, (384, 384): 3, (512, 512): 6, (512, 768): 6, (768, 512): 1}
+ECHO_SIZES: tuple[Size, ...] = ((256, 256), (384, 384), (512, 512), (512, 768))
+"""One shard of each in a round; lying pictures are too like standing ones to be worth the time."""
 
 
 def _choose_size(random: np.random.Generator, mix: Mix, among: Collection[Size] | None = None) -> Size:
@@ -63,17 +77,24 @@ def train_decoder(folder: Path, budget: Budget) -> AutoencoderKL:
     trainer = _autoencoder_trainer(
         "decoder", {"decoder": vae.decoder, "quant": vae.post_quant_conv, "preview": preview}, folder, budget
     )
+    echoes = {size: LatentStore(folder / "echoes", size) for size in PICTURE_MIX}
 
     def step(random: np.random.Generator) -> tuple[Tensor, int, dict[str, float]]:
-        width, height = _choose_size(random, PICTURE_MIX)
+        size = _choose_size(random, PICTURE_MIX)
         is_whole = bool(random.random() < WHOLE_SHARE)
-        count = PICTURE_MIX[width, height][1] * (1 if is_whole else 3)
-        batch = draw_batch(random, width, height, count).to(device)
+        count = PICTURE_MIX[size][1] * (1 if is_whole else 3)
+        batch = _decoder_batch(random, size, count, echoes).to(device)
         loss, news = decoder_loss(vae, preview, batch, is_whole=is_whole)
         return loss, count, news
 
     trainer.run(step)
     return vae
+
+
+def _decoder_batch(random: np.random.Generator, size: Size, count: int, echoes: dict[Size, LatentStore]) -> Batch:
+    if random.random() < ECHO_SHARE and len(echoes[size]):
+        return picture_batch(*echoes[size].draw(random, count), *size)
+    return draw_batch(random, *size, count)
 
 
 def train_encoder(folder: Path, budget: Budget) -> AutoencoderKL:
@@ -127,6 +148,27 @@ def make_latents(folder: Path, budget: Budget) -> None:
                 make_shard(folder / "latents", size, number * shards + k)
         number += 1
         print(f"latents: round {number}, {time.monotonic() - began:.0f} s", flush=True)
+
+
+def make_echoes(folder: Path, budget: Budget) -> None:
+    """Round after round, until the time is over or there are no more latents; at least one round."""
+    denoiser = _load_denoiser(folder)
+    began, number = time.monotonic(), 0
+    while all(shard_path(folder / "latents", size, number).exists() for size in ECHO_SIZES):
+        if number > 0 and budget.progress(seconds=time.monotonic() - began, steps=number) >= 1:
+            return
+        for size in ECHO_SIZES:
+            make_echo_shard(denoiser, folder, size, number)
+        number += 1
+        print(f"echoes: round {number}, {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _load_denoiser(folder: Path) -> Denoiser:
+    device, tokenizer = pick_device(), load_tokenizer(folder / "tokenizer")
+    text_encoder, unet = make_text_encoder(tokenizer).to(device), make_denoiser().to(device)
+    load_modules(folder / "text.pt", {"encoder": text_encoder})
+    load_modules(folder / "denoiser.pt", {"unet.average": unet})
+    return Denoiser(tokenizer, text_encoder, unet)
 
 
 def train_denoiser(folder: Path, budget: Budget) -> UNet2DConditionModel:
