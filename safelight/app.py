@@ -1,6 +1,6 @@
 """The composition root: settings -> store, api, worker, deliverer. The one file that knows everyone.
 
-`python -m safelight.app api FD` and `python -m safelight.app worker DEVICE` are the two processes of a server; both read
+`python -m safelight.app api FD` and `python -m safelight.app worker DEVICE [ID]` are the two processes of a server; both read
 their settings as one line of JSON from standard input, and stop when it closes.
 """
 
@@ -100,12 +100,14 @@ async def run_worker(settings: Settings, device: str, *, worker_id: str | None =
             store,
             engine,
             settings.worker,
-            worker_id=f"{platform.node()}/{device}",
+            worker_id=worker_id or f"{platform.node()}/{device}",
             find_weights=weights_finder(settings),
             tracing=tracing,
         )
+        janitor = Janitor(store, settings.store, settings.worker)
         with _signals_to(worker.stop):
-            await worker.run()
+            async with _beside(janitor.run_beside_worker()):
+                await worker.run()
         await engine.close()
 
 
@@ -163,7 +165,7 @@ def _stop_when_orphaned() -> None:
 
 def main(arguments: list[str]) -> int:
     """Entry of a child process."""
-    role, what = arguments
+    role, what, *name = arguments
     settings = parse_settings(sys.stdin.readline())
     configure_logging(settings.log, process=role if role == "api" else f"worker {what}")
     threading.Thread(target=_stop_when_orphaned, daemon=True).start()

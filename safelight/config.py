@@ -34,7 +34,10 @@ class ServerSettings(_Section):
     sync_timeout_seconds: Seconds = Field(
         180.0, description="How long a call without webhook waits before it answers 504."
     )
-    max_body_bytes: int = Field(64 * 1024, ge=1024, description="Largest request body.")
+    max_body_bytes: int = Field(64 * 1024, ge=1024, description="Largest request body, pictures in it not counted.")
+    max_picture_bytes: int = Field(
+        16 * 1024 * 1024, ge=0, description="Largest `init_image` and `mask` of one request together, as base64."
+    )
     receive_timeout_seconds: Seconds = Field(15.0, description="A request must have arrived whole by then.")
     max_queued_runs: int = Field(1000, ge=1, description="Runs that may wait; more are refused with 429.")
 
@@ -194,6 +197,17 @@ def load_settings(
     except ValidationError as error:
         lines = (f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors())
         raise ConfigError("settings are wrong: " + "; ".join(lines)) from error
+
+
+def require_shared_store(settings: Settings) -> None:
+    """Raises ConfigError unless several machines can work on what `settings` name."""
+    database = settings.store.database_url
+    is_shared = database is not None and not database.get_secret_value().startswith("sqlite")
+    needed = {"store.database_url": is_shared, "store.images_url": settings.store.images_url is not None}
+    missing = [name for name, is_there in needed.items() if not is_there]
+    if missing:
+        message = f"other machines cannot reach this data folder: set {' and '.join(missing)}"
+        raise ConfigError(f"{message} (PostgreSQL and a bucket; docs/operating.md, Several machines)")
 
 
 def _read_toml(path: Path) -> dict[str, object]:

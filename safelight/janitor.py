@@ -44,6 +44,10 @@ class Janitor:
             _every(requeue_seconds, self.requeue), _every(self._settings.prune_interval_seconds, self.prune)
         )
 
+    async def run_beside_worker(self) -> None:
+        """Sweep the checkpoints of this machine until cancelled: no janitor beside an API elsewhere reaches them."""
+        await _every(self._settings.prune_interval_seconds, self._store.sweep_checkpoints)
+
     async def requeue(self) -> None:
         """Give runs whose worker fell silent to the next worker, or end them after too many attempts."""
         for run in await self._store.runs.requeue_lost(max_attempts=self._worker_settings.max_attempts):

@@ -1,4 +1,7 @@
-"""The process that `safelight serve` is: one API process, one worker process per device, restarted when they die. No torch, no store."""
+"""The process that `safelight serve` and `safelight worker` are: an API process, a worker for each device, or both; dead ones start again.
+
+No torch, no store.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -29,6 +33,9 @@ _LONGEST_BACKOFF_SECONDS = 30.0
 _HEALTHY_AFTER_SECONDS = 10.0
 _API_GRACE_SECONDS = 5.0
 
+_API_LOCK = "serve.lock"
+_WORKER_LOCK = "worker.lock"
+
 
 @dataclass(slots=True)
 class _Child:
@@ -37,6 +44,7 @@ class _Child:
     name: str
     arguments: tuple[str, ...]
     environment: dict[str, str]
+    pass_fds: tuple[int, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     backoff_seconds: float = 0.0
@@ -51,67 +59,70 @@ class Supervisor:
     """Binds the address, so that it stays taken and connections wait while an API process is restarted."""
 
     def __init__(self, settings: Settings, *, announce: Callable[[str], None]) -> None:
+        """`announce` is called once: with the address when the API answers, or with the devices that are worked on."""
         self._settings = settings
         self._announce = announce
         self._num_signals = 0
 
-    def run(self) -> int:
+    def serve(self, *, with_workers: bool = True) -> int:
         """Serve until SIGTERM or SIGINT. Raises ConfigError when the address or the data folder is taken."""
-        with _locked(self._settings.data), _listening(self._settings.server.host, self._settings.server.port) as door:
-            host, port = door.getsockname()[:2]
-            api = self._api_child(door)
-            workers = [self._worker_child(device) for device in self._settings.worker.devices or _devices()]
-            previous = {number: signal.signal(number, self._count) for number in (signal.SIGTERM, signal.SIGINT)}
-            try:
-                self._watch([api, *workers], door, f"http://{_in_url(host)}:{port}")
-                return self._stop(api, workers)
-            finally:
-                for child in (api, *workers):
-                    _kill(child)
-                for number, action in previous.items():
-                    signal.signal(number, action)
+        server, locks = self._settings.server, (_API_LOCK, _WORKER_LOCK) if with_workers else (_API_LOCK,)
+        with _locked(self._settings.data, *locks), listening(server.host, server.port) as door:
+            address = address_of(door)
+            workers = self._worker_children(self._devices()) if with_workers else []
+            return self._supervise(
+                [_api_child(door)],
+                workers,
+                partial(answers, address + ("/readyz" if with_workers else "/healthz")),
+                address,
+            )
+
+    def work(self) -> int:
+        """Draw until SIGTERM or SIGINT, without an API. Raises ConfigError when the data folder is taken."""
+        with _locked(self._settings.data, _WORKER_LOCK):
+            devices = self._devices()
+            return self._supervise([], self._worker_children(devices), lambda: True, ", ".join(devices))
+
+    def _devices(self) -> tuple[str, ...]:
+        return self._settings.worker.devices or _devices()
+
+    def _supervise(self, api: list[_Child], workers: list[_Child], is_up: Callable[[], bool], what: str) -> int:
+        previous = {number: signal.signal(number, self._count) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self._watch([*api, *workers], is_up, what)
+            return self._stop(api, workers)
+        finally:
+            for child in (*api, *workers):
+                _kill(child)
+            for number, action in previous.items():
+                signal.signal(number, action)
 
     def _count(self, number: int, frame: FrameType | None) -> None:
         self._num_signals += 1
 
-    def _api_child(self, door: socket.socket) -> _Child:
-        return _Child("api", ("api", str(door.fileno())), {})
+    def _worker_children(self, devices: tuple[str, ...]) -> list[_Child]:
+        return [_Child(f"worker {device}", ("worker", device), dict(WORKER_ENVIRONMENT)) for device in devices]
 
-    def _worker_child(self, device: str) -> _Child:
-        return _Child(f"worker {device}", ("worker", device), dict(WORKER_ENVIRONMENT))
-
-    def _watch(self, children: list[_Child], door: socket.socket, address: str) -> None:
-        """Keep the children alive until a signal; announce the address once the API answers."""
+    def _watch(self, children: list[_Child], is_up: Callable[[], bool], what: str) -> None:
+        """Keep the children alive until a signal; announce `what` once all is up."""
         is_announced = False
         while self._num_signals == 0:
             for child in children:
                 if not child.is_alive:
-                    self._revive(child, door)
-            if not is_announced and _is_ready(address):
-                self._announce(address)
+                    self._revive(child)
+            if not is_announced and is_up():
+                self._announce(what)
                 is_announced = True
             time.sleep(_TICK_SECONDS)
 
-    def _revive(self, child: _Child, door: socket.socket) -> None:
+    def _revive(self, child: _Child) -> None:
         now = time.monotonic()
         if child.process is not None:
             self._bury(child, now)
         if now < child.not_before:
             return
-        child.process = subprocess.Popen(  # noqa: S603 - our own interpreter with our own arguments
-            [sys.executable, "-m", "safelight.app", *child.arguments],
-            stdin=subprocess.PIPE,
-            pass_fds=(door.fileno(),) if child.name == "api" else (),
-            env=os.environ | child.environment,
-            # A Ctrl+C in the terminal reaches the supervisor alone: it decides who stops when.
-            start_new_session=True,
-        )
+        child.process = start_child(child.arguments, self._settings, child.environment, pass_fds=child.pass_fds)
         child.started_at = now
-        assert child.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            # The pipe stays open: its end tells the child that this process is gone, however it went.
-            child.process.stdin.write(dump_settings(self._settings).encode() + b"\n")
-            child.process.stdin.flush()
 
     def _bury(self, child: _Child, now: float) -> None:
         """Note a death, and wait longer before the next start each time the child dies young."""
@@ -123,16 +134,17 @@ class Supervisor:
         log.error("a process died and is started again", extra=extra)
         child.process = None
 
-    def _stop(self, api: _Child, workers: list[_Child]) -> int:
+    def _stop(self, api: list[_Child], workers: list[_Child]) -> int:
         """Refuse new work, let running work end, then close the door. A second signal ends at once."""
         log.info("stopping; a second signal ends at once")
-        for child in (api, *workers):
+        for child in (*api, *workers):
             _signal(child, signal.SIGTERM)
         deadline = time.monotonic() + self._settings.worker.drain_seconds + _API_GRACE_SECONDS
         self._wait(workers, deadline)
-        _signal(api, signal.SIGTERM)
-        self._wait([api], time.monotonic() + _API_GRACE_SECONDS)
-        is_clean = not any(child.is_alive for child in (api, *workers))
+        for child in api:
+            _signal(child, signal.SIGTERM)
+        self._wait(api, time.monotonic() + _API_GRACE_SECONDS)
+        is_clean = not any(child.is_alive for child in (*api, *workers))
         return 0 if is_clean else 1
 
     def _wait(self, children: list[_Child], deadline: float) -> None:
@@ -140,20 +152,48 @@ class Supervisor:
             time.sleep(_TICK_SECONDS / 2)
 
 
+def start_child(
+    arguments: Sequence[str], settings: Settings, environment: Mapping[str, str], *, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a process of a server (see `app`). Keep what this returns: when its standard input closes, the process stops."""
+    process = subprocess.Popen(  # noqa: S603 - our own interpreter with our own arguments
+        [sys.executable, "-m", "safelight.app", *arguments],
+        stdin=subprocess.PIPE,
+        pass_fds=pass_fds,
+        env={**os.environ, **environment},
+        # A Ctrl+C in the terminal reaches the supervisor alone: it decides who stops when.
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        # The pipe stays open: its end tells the child that this process is gone, however it went.
+        process.stdin.write(dump_settings(settings).encode() + b"\n")
+        process.stdin.flush()
+    return process
+
+
+def _api_child(door: socket.socket) -> _Child:
+    return _Child("api", ("api", str(door.fileno())), {}, pass_fds=(door.fileno(),))
+
+
 @contextlib.contextmanager
-def _locked(data: Path) -> Iterator[None]:
+def _locked(data: Path, *names: str) -> Iterator[None]:
     """Hold the data folder: worker ids are reused over restarts, so two servers must not share one folder."""
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (data / "serve.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"another server runs on {data}; stop it, or name another folder with --data") from error
+    with contextlib.ExitStack() as held:
+        for name in names:
+            lock = held.enter_context((data / name).open("a"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                message = f"another server runs on {data}; stop it, or name another folder with --data"
+                raise ConfigError(message) from error
         yield
 
 
 @contextlib.contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that accepts connections. Raises ConfigError when the address is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as door:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -177,15 +217,22 @@ def _devices() -> tuple[str, ...]:
     return tuple(answer.stdout.split()) or ("cpu",)
 
 
+def address_of(door: socket.socket) -> str:
+    """Where this machine reaches `door`."""
+    host, port = door.getsockname()[:2]
+    return f"http://{_in_url(host)}:{port}"
+
+
 def _in_url(host: str) -> str:
     if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
 
 
-def _is_ready(address: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether our own API says yes there."""
     try:
-        with urllib.request.urlopen(f"{address}/readyz", timeout=1) as answer:  # noqa: S310 - our own address
+        with urllib.request.urlopen(url, timeout=1) as answer:  # noqa: S310 - our own address
             return bool(answer.status == 200)
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         return False

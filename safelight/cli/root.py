@@ -20,6 +20,7 @@ from safelight.cli import (
     runs,
     serve,
     webhooks,
+    worker,
 )
 from safelight.cli.output import fail
 from safelight.errors import SafelightError
@@ -27,6 +28,7 @@ from safelight.version import __version__
 
 COMMANDS = (
     serve.serve,
+    worker.worker,
     deploying.deploy,
     deploying.deployments,
     deploying.undeploy,

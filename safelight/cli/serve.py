@@ -11,7 +11,7 @@ from safelight.cli.deploying import deploy_missing, explain_deployment
 from safelight.cli.opening import with_store
 from safelight.cli.options import ConfigOption, DataOption, settings_of
 from safelight.cli.output import explain, say
-from safelight.config import Settings
+from safelight.config import Settings, require_shared_store
 from safelight.deployments import Deployment
 from safelight.keys import Scope
 from safelight.logs import configure_logging
@@ -29,20 +29,26 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. Unset: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one. Unset: 8000.")] = None,
+    with_workers: Annotated[
+        bool,
+        typer.Option(
+            "--workers/--no-workers", help="Whether to draw too. Without, `safelight worker` does it elsewhere."
+        ),
+    ] = True,
     data: DataOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Serve everything that is deployed. Stops cleanly on Ctrl+C or SIGTERM; a second one ends at once."""
     settings = settings_of(config, data, server__host=host, server__port=port)
+    if not with_workers:
+        require_shared_store(settings)
+    check_installed(settings.tracing)
     configure_logging(settings.log, process="serve")
     served, key, link = with_store(settings, lambda store: _prepare(store, settings, models or []))
     if key is not None:
         say(f"admin key, shown this once: {key}")
 
     def announce(address: str) -> None:
-    if not with_workers:
-        require_shared_store(settings)
-    check_installed(settings.tracing)
         say(f"serving at {address}")
         say(
             f"dashboard at {address}/dashboard"
@@ -53,7 +59,7 @@ def serve(
 
     from safelight.supervisor import Supervisor
 
-    raise typer.Exit(Supervisor(settings, announce=announce).run())
+    raise typer.Exit(Supervisor(settings, announce=announce).serve(with_workers=with_workers))
 
 
 async def _prepare(

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from .conftest import House
 
 
@@ -26,6 +28,13 @@ def test_a_port_that_is_taken_is_one_line_with_the_way_out(house: House) -> None
         taken.listen()
         answer = serve(house, "--port", str(taken.getsockname()[1]))
     assert "--port" in last_line(answer)
+
+
+@pytest.mark.parametrize("command", [("worker",), ("serve", "--no-workers")])
+def test_workers_and_doors_apart_need_what_both_can_reach(house: House, command: tuple[str, ...]) -> None:
+    refusal = house.refused(*command)
+    assert "set store.database_url and store.images_url" in refusal
+    assert not house.data.exists()
 
 
 def test_the_first_start_makes_one_admin_key_and_shows_it_once(house: House) -> None:

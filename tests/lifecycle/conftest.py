@@ -27,12 +27,19 @@ T = TypeVar("T")
 class Server:
     """One `safelight serve`. `processes()` finds its children by the parent's pid."""
 
-    def __init__(self, data: Path, *, model: str = "pinhole", environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        data: Path,
+        *,
+        model: str = "pinhole",
+        flags: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.data = data
         self._environment = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
         self._lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "safelight", "serve", model, "--data", str(data), "--port", "0"],
+            [sys.executable, "-m", "safelight", "serve", model, "--data", str(data), "--port", "0", *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -74,7 +81,7 @@ class Server:
             "--data",
             str(self.data),
         ]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=self._environment).stdout.strip()
 
     def processes(self, role: str) -> list[int]:
         """Pids of the living children in `role`, `api` or `worker`."""
