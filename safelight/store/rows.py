@@ -78,10 +78,10 @@ def run_from(row: Row[Any], images: Sequence[Row[Any]] = ()) -> Run:
         images=() if row.images_expired_at else tuple(image_from(image) for image in images),
         images_expired_at=row.images_expired_at,
         provenance=None if row.provenance is None else from_json(Provenance, row.provenance),
+        traceparent=row.traceparent,
     )
 
 
-        traceparent=row.traceparent,
 def _error_from(row: Row[Any]) -> RunError | None:
     return None if row.error_code is None else RunError(row.error_code, row.error_message or "")
 
