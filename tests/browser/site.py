@@ -66,6 +66,7 @@ class Worker:
                 continue
             left = (total - done) * self.step_seconds
             progress = Progress(run_id=run.id, fence=claim.fence, steps_done=done, steps_total=total, eta_seconds=left)
+            await self.store.previews.write(run.id, picture(8, 8, done))
             pulse = await self.store.runs.pulse("test", [progress], lease_seconds=60, renew=True)
             if pulse.cancel_requested:
                 await self.store.runs.finish(claim, Outcome(status=RunStatus.CANCELLED, run_time_ms=1.0))
@@ -73,6 +74,7 @@ class Worker:
         await self._end(claim)
 
     async def _end(self, claim: Claim) -> None:
+        await self.store.previews.remove(claim.run.id)
         if "fail" in claim.run.params.prompt:
             error = RunError("engine_error", "the model gave no numbers; try fewer steps")
             await self.store.runs.finish(claim, Outcome(status=RunStatus.FAILED, run_time_ms=5.0, error=error))

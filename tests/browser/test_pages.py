@@ -144,10 +144,12 @@ def test_a_key_is_given_limits(open_page: Open, site: Site) -> None:
 
 def test_a_picture_is_drawn_with_live_progress(open_page: Open, site: Site) -> None:
     page = open_page("/dashboard/playground")
-    draw(page, "a lighthouse", steps=60, pictures=2)
-    expect(page.locator("#progress-text")).to_have_text(re.compile(r"Step \d+ of 120, about .+ left"))
-    assert page.locator(".waiting").count() == 2
-    expect(page.locator("#results .result")).to_have_count(2)
+    draw(page, "a lighthouse", steps=150, pictures=3)
+    expect(page.locator("#progress-text")).to_have_text(re.compile(r"Step \d+ of 450, about .+ left"))
+    assert page.locator(".waiting").count() == 3
+    preview = page.locator(".waiting").first.locator("img")
+    assert preview.evaluate("image => image.naturalWidth") == 8
+    expect(page.locator("#results .result")).to_have_count(3)
     expect(page.locator("#progress")).to_be_hidden()
     expect(page.locator("#history li").first).to_contain_text("a lighthouse")
     expect(page.locator("#history li .pill").first).to_have_text("succeeded")
@@ -370,8 +372,9 @@ def test_without_scripts_everything_but_live_progress_works(open_page: Open, sit
 
 
 def test_the_page_of_a_running_run_ends_with_its_pictures(open_page: Open, site: Site) -> None:
-    run_id = site.submit("watched", num_inference_steps=100)
+    run_id = site.submit("watched", num_inference_steps=150, num_images_per_prompt=3)
     page = open_page(f"/dashboard/runs/{run_id}")
     expect(page.locator("#progress-text")).to_have_text(re.compile("Step"))
-    expect(page.locator(".result img")).to_have_count(1)
+    expect(page.locator("#preview img")).to_have_count(1)
+    expect(page.locator(".result img")).to_have_count(3)
     assert site.call(lambda store: store.runs.get(run_id)).status is RunStatus.SUCCEEDED

@@ -36,6 +36,7 @@ def add_routes(router: APIRouter) -> None:
     router.add_api_route("/runs", list_runs, methods=["GET"])
     router.add_api_route("/runs/{run_id}", show_run, methods=["GET"])
     router.add_api_route("/runs/{run_id}/events", follow, methods=["GET"])
+    router.add_api_route("/runs/{run_id}/preview", preview, methods=["GET"])
     router.add_api_route("/runs/{run_id}/images/{index}", image, methods=["GET"])
     router.add_api_route("/runs/{run_id}/thumbnails/{index}", thumbnail, methods=["GET"])
     router.add_api_route("/runs/{run_id}/cancel", cancel, methods=["POST"])
@@ -94,6 +95,15 @@ async def follow(request: Request, desk: DeskOf, session: SessionOf, run_id: str
     if not await desk.service.has_news(run, after=after):
         return Response(status_code=204)
     return event_stream(desk.service.follow(run, after=after))
+
+
+async def preview(desk: DeskOf, session: SessionOf, run_id: str) -> Response:
+    """What the picture under way looks like so far, small; nothing, and no error in the console, once the run has ended."""
+    run = await desk.administration.run(run_id)
+    try:
+        return Response(await desk.service.preview(run), media_type=MEDIA_TYPES[OutputFormat.PNG])
+    except NotFound:
+        return Response(status_code=204)
 
 
 async def image(request: Request, desk: DeskOf, session: SessionOf, run_id: str, index: str) -> Response:

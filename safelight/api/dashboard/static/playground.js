@@ -44,7 +44,12 @@ if (form) {
     element("progress").hidden = false;
     element("cancel").disabled = false;
     say(0, "Waiting for its turn");
-    row.stop = follow(runId, { progress: say, image: () => showImages(runId), end: (kind, error) => end(runId, kind, error) });
+    row.stop = follow(runId, {
+      progress: say,
+      preview: (picture) => runId === row.runId && element("results").querySelector(".waiting")?.replaceChildren(picture),
+      image: () => showImages(runId),
+      end: (kind, error) => end(runId, kind, error),
+    });
   }
 
   function say(fraction, text) {

@@ -12,6 +12,7 @@ follow(live.dataset.run, {
     bar.value = fraction;
     text.textContent = words;
   },
+  preview: (picture) => document.getElementById("preview").replaceChildren(picture),
   image() {
     imagesSeen += 1;
     if (imagesSeen > imagesShown) window.location.reload();
