@@ -18,6 +18,7 @@ The leaves are named by what the reader can do about them:
     ├── TryLater                 send the same again later
     │   ├── Overloaded               too many runs wait already
     │   ├── RateLimited              the key has used what it may for now
+    │   ├── DeadlineUnreachable      what waits already takes until after the deadline
     │   ├── ModelUnavailable         the model cannot be loaded now
     │   ├── Stopping                 the server is going down
     │   └── StorageFull              the disk is full
@@ -131,6 +132,10 @@ class Overloaded(TryLater):
 
 class RateLimited(TryLater):
     code = "rate_limited"
+
+
+class DeadlineUnreachable(TryLater):
+    code = "deadline_unreachable"
 
 
 class ModelUnavailable(TryLater):

@@ -49,7 +49,10 @@ class Janitor:
         await _every(self._settings.prune_interval_seconds, self._store.sweep_checkpoints)
 
     async def requeue(self) -> None:
-        """Give runs whose worker fell silent to the next worker, or end them after too many attempts."""
+        """End the runs that wait past their deadline; give those whose worker fell silent to the next worker, or end them
+        after too many attempts."""
+        for run in await self._store.runs.end_overdue():
+            log.info("deadline missed", extra={"run_id": run.id})
         for run in await self._store.runs.requeue_lost(max_attempts=self._worker_settings.max_attempts):
             log.warning("lease ran out", extra={"run_id": run.id, "status": run.status, "attempts": run.num_attempts})
 

@@ -162,6 +162,11 @@ class RunError:
     message: str
 
 
+DEADLINE_MISSED = RunError(
+    "deadline_missed", "the deadline passed before the first step was drawn; send it again with a later deadline_ms"
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One durable request for 1..n images. Times are seconds since the epoch on the database's clock."""
@@ -175,6 +180,7 @@ class Run:
     status: RunStatus
     created_at: float
     weight: float = 1.0
+    deadline_at: float | None = None
     started_at: float | None = None
     ended_at: float | None = None
     run_time_ms: float | None = None
@@ -190,11 +196,13 @@ class Run:
     images: tuple[ImageRecord, ...] = ()
     images_expired_at: float | None = None
     provenance: Provenance | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewRun:
-    """A run about to be stored. `body_digest` tells whether an idempotency key came with the same body."""
+    """A run about to be stored. `body_digest` tells whether an idempotency key came with the same body. `deadline_ms` is
+    when its pictures are wanted, counted from now."""
 
     id: str
     project: str
@@ -202,15 +210,16 @@ class NewRun:
     deployment: str
     deployment_version: int
     params: RunParams
+    deadline_ms: int | None = None
     webhook_endpoint: str | None = None
     idempotency_key: str | None = None
     body_digest: str | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A worker's time-limited right to `run`. Every write under it checks `fence`."""
-    traceparent: str | None = None
 
     run: Run
     worker_id: str
@@ -226,7 +235,6 @@ class Progress:
     steps_done: int
     steps_total: int
     eta_seconds: float | None = None
-    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ STATUSES: Mapping[str, tuple[int, str]] = {
     "too_many_runs": (429, "The key has too many runs"),
     "rate_limited": (429, "The key asks too often"),
     "quota_exhausted": (429, "The key has used up its day"),
+    "deadline_unreachable": (429, "It cannot be done by the deadline"),
     "run_failed": (500, "The run failed"),
     "internal_error": (500, "Something went wrong inside"),
     "model_unavailable": (503, "The model cannot be loaded now"),

@@ -57,6 +57,9 @@ PREDICT_BODY: dict[str, Any] = {
         "num_images_per_prompt": _optional(_INTEGRAL, "How many images. Default 1."),
         "negative_prompt": _optional({"type": "string", "maxLength": 4000}, "What not to draw. Default empty."),
         "webhook_endpoint": _optional({"type": "string", "format": "uri"}, "Where the results are POSTed to."),
+        "deadline_ms": _optional(
+            _INTEGRAL, "When the images are wanted, in milliseconds from now; refused where that cannot be."
+        ),
         "seed": _optional(_INTEGRAL, f"Image i uses seed + i, at most {MAX_SEED}. Absent or negative: drawn afresh."),
         "sampler": _optional(
             {"type": "string"},

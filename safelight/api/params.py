@@ -15,6 +15,8 @@ from safelight.runs import MAX_SEED, OutputFormat, RunParams, SamplerName, Spaci
 FRESH_SEEDS = 2**32
 """A seed that nobody named is drawn below this."""
 
+MAX_DEADLINE_MS = 7 * 86_400_000
+
 T = TypeVar("T")
 
 
@@ -39,6 +41,7 @@ class NewParams:
     deterministic: bool | None = None
     models: tuple[tuple[str, str], ...] = ()
     webhook_endpoint: str | None = None
+    deadline_ms: int | None = None
     unknown_keys: tuple[str, ...] = ()
     wrong: tuple[FieldError, ...] = ()
 
@@ -69,7 +72,8 @@ def find_wrong(asked: NewParams, params: RunParams, deployment: Deployment) -> t
     """Every wrong field of a request, one entry each: unreadable, over a limit, or naming another model."""
     over = (*deployment.limits.check(params), *_check_seed(params, deployment), *_check_models(asked, deployment))
     unreadable = {error.field for error in asked.wrong}
-    return (*asked.wrong, *(error for error in over if error.field not in unreadable))
+    judged = (*over, *_check_deadline(asked.deadline_ms))
+    return (*asked.wrong, *(error for error in judged if error.field not in unreadable))
 
 
 def find_unaffordable(params: RunParams, allowance: Allowance) -> tuple[FieldError, ...]:
@@ -88,6 +92,14 @@ def find_unaffordable(params: RunParams, allowance: Allowance) -> tuple[FieldErr
 
 def _first(value: T | None, default: T) -> T:
     return default if value is None else value
+
+
+def _check_deadline(deadline_ms: int | None) -> tuple[FieldError, ...]:
+    if deadline_ms is None or 1 <= deadline_ms <= MAX_DEADLINE_MS:
+        return ()
+    nearest = min(max(deadline_ms, 1), MAX_DEADLINE_MS)
+    rule = f"a number of milliseconds between 1 and {MAX_DEADLINE_MS}"
+    return (FieldError("deadline_ms", f"{deadline_ms} is not {rule}; the nearest is {nearest}"),)
 
 
 def _check_seed(params: RunParams, deployment: Deployment) -> tuple[FieldError, ...]:

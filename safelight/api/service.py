@@ -141,7 +141,7 @@ class Service:
     ) -> Run:
         """Check `asked` and store its run, or find the one that this idempotency key made before.
 
-        Raises InvalidFields with every wrong field, IdempotencyMismatch, Overloaded, Stopping.
+        Raises InvalidFields with every wrong field, IdempotencyMismatch, Overloaded, DeadlineUnreachable, Stopping.
         """
         if self._is_refusing:
             raise Stopping("the server is stopping; try again in a moment", retry_after_seconds=_RETRY_SECONDS)
@@ -157,6 +157,7 @@ class Service:
             deployment=deployment.name,
             deployment_version=deployment.version,
             params=params,
+            deadline_ms=asked.deadline_ms,
             webhook_endpoint=asked.webhook_endpoint,
             idempotency_key=idempotency_key,
             body_digest=digest,

@@ -83,6 +83,7 @@ class RunView(View):
     params: ParamsView
     seeds: list[int]
     created_at: Time
+    deadline_at: Time | None = Field(description="When the images are wanted; null where no deadline was named.")
     started_at: Time | None
     ended_at: Time | None
     run_time_ms: float | None
@@ -186,6 +187,7 @@ def run_view(run: Run, place: QueuePlace) -> RunView:
         params=_params_view(run.params),
         seeds=list(run.params.seeds),
         created_at=to_iso(run.created_at),
+        deadline_at=iso_or_none(run.deadline_at),
         started_at=iso_or_none(run.started_at),
         ended_at=iso_or_none(run.ended_at),
         run_time_ms=run.run_time_ms,

@@ -67,6 +67,7 @@ class PredictParams(TypedDict, total=False):
     guidance_scale: float
     num_images_per_prompt: int
     negative_prompt: str
+    deadline_ms: int
     seed: int
     sampler: str
     spacing: str

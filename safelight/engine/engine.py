@@ -34,7 +34,7 @@ from safelight.engine.samplers import step_table
 from safelight.engine.scheduler import Scheduler
 from safelight.engine.tasks import Assignment, Batch, BatchKey, ImageTask, LiveRun
 from safelight.metrics import EngineFigures
-from safelight.runs import RunError
+from safelight.runs import DEADLINE_MISSED, RunError
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +133,8 @@ class Engine:
             steps_done=num_earlier * len(table),
             steps_total=params.num_images_per_prompt * len(table),
         )
+        if assignment.deadline_seconds is not None:
+            run.deadline_at = self._now() + assignment.deadline_seconds
         shape = model.latent_shape(params.height, params.width)
         key = BatchKey(assignment.model_key, shape, model.conditioning_shape)
         self._runs[run.run_id] = run
@@ -193,6 +195,9 @@ class Engine:
         """The batch without the runs whose prompts cannot be encoded; None when nobody is left."""
         for run in {task.run: None for task in batch.tasks if task.run.prompt is None}:
             started = self._now()
+            if run.is_too_late(started):
+                self._fail(run, DEADLINE_MISSED)
+                continue
             outcome = self._encode(run)
             self._charge_alone(run, self._now() - started)
             if isinstance(outcome, RunError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -9,8 +10,8 @@ from safelight.engine.costs import Costs
 from safelight.engine.tasks import Batch, BatchKey, ImageTask, LiveRun
 
 STRETCH = 4.0
-"""An image is due this many times its own work after it came. Less is nearer to first come first served, more is nearer to
-shortest first; either way whoever waits long enough is the earliest due."""
+"""An image is due this many times its own work after it came, or at its deadline where that is sooner. Less is nearer to
+first come first served, more is nearer to shortest first; either way whoever waits long enough is the earliest due."""
 
 RECOVERY_STEPS = 256
 """Full batches that must have gone well before one that is larger than what fitted into memory is tried."""
@@ -81,7 +82,9 @@ class Scheduler:
             level = min((self._served[key_id] for key_id in active), default=0.0)
             self._served[assignment.key_id] = max(self._served.get(assignment.key_id, 0.0), level)
         row_steps = len(assignment.indices) * task.num_rows * task.num_steps_left
-        due = self._worked + STRETCH * row_steps * (self._costs.row_seconds(task.key) or 0.0)
+        work = row_steps * (self._costs.row_seconds(task.key) or 0.0)
+        deadline = math.inf if assignment.deadline_seconds is None else assignment.deadline_seconds
+        due = self._worked + min(STRETCH * work, deadline)
         self._num_admitted += 1
         self._waiting[task] = _Waiting(task, self._num_admitted, due)
 

@@ -46,6 +46,8 @@ class Assignment:
     picture: StartPicture | None = None
     key_id: str | None = None
     weight: float = 1.0
+    deadline_seconds: float | None = None
+    """From now on; after that it is not begun any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class LiveRun:
     num_images_left: int
     steps_done: int
     steps_total: int
+    deadline_at: float | None = None
     run_time: float = 0.0
     device_time: float = 0.0
     saved_at: float | None = None
@@ -79,6 +82,10 @@ class LiveRun:
     @property
     def run_id(self) -> str:
         return self.assignment.run_id
+
+    def is_too_late(self, now: float) -> bool:
+        """Whether its deadline passed before anything was drawn. What has begun goes on."""
+        return self.deadline_at is not None and now > self.deadline_at and not any(task.cursor for task in self.tasks)
 
     @property
     def run_time_ms(self) -> float:

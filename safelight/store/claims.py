@@ -17,6 +17,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from safelight.errors import LostClaim
 from safelight.metrics import EngineFigures
 from safelight.runs import (
+    DEADLINE_MISSED,
     Claim,
     ImageRecord,
     Outcome,
@@ -105,6 +106,7 @@ LOST = (
     .limit(MAX_REQUEUED)
     .with_for_update()
 )
+OVERDUE = sa.select(runs).where(IS_QUEUED, runs.c.deadline_at < now()).limit(MAX_REQUEUED).with_for_update()
 IS_CANCEL_REQUESTED = sa.select(runs.c.is_cancel_requested).where(AS_KNOWN).with_for_update()
 ADD_IMAGE = sa.insert(images)
 IMAGES_OF = (
@@ -228,6 +230,16 @@ def release(connection: Connection, claim: Claim) -> Run:
 def requeue_lost(connection: Connection, *, max_attempts: int, worker_id: str | None) -> list[Run]:
     lost = connection.execute(LOST, {"this_worker": worker_id}).all()
     return [with_images(connection, _take_back(connection, row, max_attempts=max_attempts)) for row in lost]
+
+
+def end_overdue(connection: Connection) -> list[Run]:
+    ended = []
+    for row in connection.execute(OVERDUE).all():
+        known = _as_known(row.id, row.fence, RunStatus.QUEUED)
+        last = _end(connection, known, RunStatus.FAILED, error=DEADLINE_MISSED)
+        assert last is not None, "the run was read in this transaction"
+        ended.append(with_images(connection, last))
+    return ended
 
 
 def cancel_queued(connection: Connection, row: sa.Row[Any]) -> sa.Row[Any]:

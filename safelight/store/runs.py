@@ -26,6 +26,7 @@ from safelight.runs import (
 )
 from safelight.store import claims, deliveries, events, ledger, retention
 from safelight.store.database import Database, now
+from safelight.store.deadlines import check_deadline
 from safelight.store.images import Images
 from safelight.store.notifications import Notifications
 from safelight.store.rows import run_from, to_json
@@ -44,7 +45,8 @@ COUNT_QUEUED = sa.select(sa.func.count()).select_from(runs).where(IS_QUEUED)
 COUNT_RUNNING = sa.select(sa.func.count()).select_from(runs).where(IS_RUNNING)
 OF_THIS_ID = sa.select(runs).where(runs.c.id == sa.bindparam("this_id"))
 LOCK = OF_THIS_ID.with_for_update()
-QUEUE = sa.insert(runs).values(created_at=now()).returning(*runs.c)
+DEADLINE = now() + sa.bindparam("deadline_seconds", type_=sa.Double)
+QUEUE = sa.insert(runs).values(created_at=now(), deadline_at=DEADLINE).returning(*runs.c)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,8 @@ class Runs:
     async def create(self, new: NewRun, *, max_queued: int) -> tuple[Run, bool]:
         """Queue a run; or find the one its idempotency key made before, which gives False. One transaction.
 
-        Raises IdempotencyMismatch when that key came with another body, Overloaded when `max_queued` wait already.
+        Raises IdempotencyMismatch when that key came with another body, Overloaded when `max_queued` wait already,
+        InvalidFields or DeadlineUnreachable when it cannot be done by its deadline.
         """
         run, is_new = await self._database.write(_create, new, max_queued=max_queued)
         if is_new:
@@ -170,6 +173,13 @@ class Runs:
             self._notifications.publish("queue")
         return taken_back
 
+    async def end_overdue(self) -> list[Run]:
+        """End the queued runs whose deadline has passed. One transaction."""
+        ended = await self._database.write(claims.end_overdue)
+        for run in ended:
+            self._hint_end(run)
+        return ended
+
     async def delete(self, run_id: str, *, project: str | None = None) -> None:
         """Forget a run and its images; what is on its way to webhooks ends. Raises NotFound, Conflict while it runs. One transaction."""
         await self._images.remove(await self._database.write(_delete, run_id, project))
@@ -242,6 +252,7 @@ def _create(connection: Connection, new: NewRun, *, max_queued: int) -> tuple[Ru
     if num_queued >= max_queued:
         message = f"{num_queued} runs wait already; send the same again later"
         raise Overloaded(message, retry_after_seconds=_seconds_to_room(connection))
+    check_deadline(connection, new, seconds_to_start=lambda: _backlog(connection).queue_eta_seconds or 0.0)
     row = connection.execute(QUEUE, _columns(new) | {"weight": allowance.weight}).one()
     events.append(connection, row, RunEventKind.QUEUED, at=row.created_at)
     return run_from(row), True
@@ -267,6 +278,7 @@ def _columns(new: NewRun) -> dict[str, object]:
         "is_cancel_requested": False,
         "steps_done": 0,
         "steps_total": 0,
+        "deadline_seconds": None if new.deadline_ms is None else new.deadline_ms / 1000.0,
         "webhook_endpoint": new.webhook_endpoint,
         "idempotency_key": new.idempotency_key,
         "body_digest": new.body_digest,

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from safelight.store.database import Number
 
-REVISION = "0006"
+REVISION = "0007"
 """The newest migration: a database that says so needs none."""
 
 
@@ -79,6 +79,7 @@ runs = sa.Table(
     sa.Column("device_ms", Real),
     sa.Column("images_expired_at", Real),
     sa.Column("provenance", Text),
+    sa.Column("deadline_at", Real),
     sa.Column("traceparent", Text),
 )
 

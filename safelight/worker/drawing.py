@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
 from safelight.deployments import Deployment
 from safelight.engine.events import (
@@ -69,7 +70,7 @@ class Drawing:
         )
         watching = asyncio.create_task(self._pass_on_watchers(run.id))
         try:
-            return await self._follow(held, assignment)
+            return await self._follow(held, replace(assignment, deadline_seconds=held.seconds_to_deadline()))
         finally:
             watching.cancel()
             if held.has_preview:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from safelight.deployments import Deployment
 from safelight.runs import Claim, ImageRecord, Outcome, Progress, Provenance, RunError, RunStatus
@@ -14,6 +15,7 @@ class Held:
     """What the worker knows of a run since it claimed it. `unnamed` are pictures that the run's end will name."""
 
     claim: Claim
+    since: float = field(default_factory=time.monotonic)
     deployment: Deployment | None = None
     steps_done: int = 0
     steps_total: int = 0
@@ -37,6 +39,13 @@ class Held:
 
     provenance: Provenance | None = None
     has_preview: bool = False
+
+    def seconds_to_deadline(self) -> float | None:
+        """Until its pictures are wanted; None where nobody said so, and where an earlier claim has begun the run."""
+        run = self.claim.run
+        if run.deadline_at is None or run.started_at is None or self.claim.fence > 1:
+            return None
+        return run.deadline_at - run.started_at - (time.monotonic() - self.since)
 
     def outcome(self, status: RunStatus, run_time_ms: float = 0.0, error: RunError | None = None) -> Outcome:
         """How the run ends, with all that is known of it."""

@@ -150,3 +150,18 @@ async def test_keys_of_two_projects_do_not_share_idempotency(house):
     async with house.client_with(other) as client:
         theirs = await client.post("/pinhole/predict", json={"prompt": "y"}, headers=headers)
     assert theirs.status_code == 202 and theirs.json()["run_id"] != mine.json()["run_id"]
+
+
+async def test_a_deadline_out_of_reach_is_refused_before_anything_is_queued(house):
+    async with house.working():
+        assert (await house.predict(width=64, height=64)).status_code == 200
+    answer = await house.predict(deadline_ms=1, width=1024, height=1024, num_inference_steps=150)
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "deadline_ms")
+    for _ in range(10):
+        await house.client.post("/pinhole/predict", json={"prompt": "x"}, headers={"Prefer": "respond-async"})
+    busy = await house.predict(deadline_ms=100, width=64, height=64)
+    assert (busy.status_code, busy.json()["code"]) == (429, "deadline_unreachable")
+    assert int(busy.headers["retry-after"]) >= 1
+    wrong = await house.predict(deadline_ms=0)
+    assert "the nearest is 1" in wrong.json()["errors"][0]["message"]
+    assert len((await house.client.get("/runs")).json()["runs"]) == 11

@@ -121,6 +121,20 @@ def test_a_deterministic_run_does_not_feel_how_many_travel_beside_it() -> None:
     assert any((pictures_of(together["plain"])[index] != alone[index]).any() for index in (0, 1))
 
 
+def test_a_run_that_is_too_late_is_not_begun_and_one_that_has_begun_goes_on() -> None:
+    seconds = iter(range(10_000))
+    model = FakeModel()
+    engine = Engine(max_batch_rows=2, now=lambda: float(next(seconds)))
+    engine.load("fake@1", model)
+    engine.submit(replace(assign("begun", CAT), deadline_seconds=3.0))
+    engine.step()
+    engine.submit(replace(assign("late", replace(CAT, prompt="a dog")), deadline_seconds=0.5))
+    told = run_out(engine)
+    assert code_of(told["late"]) == "deadline_missed"
+    assert isinstance(told["begun"][-1], AssignmentDone)
+    assert model.calls["encode"] == 1, "nothing is worked out for a run that is too late"
+
+
 def test_a_newcomer_joins_between_two_steps() -> None:
     model = FakeModel()
     engine = engine_with(model)

@@ -29,9 +29,10 @@ def make_task(
     key_id: str | None = None,
     weight: float = 1.0,
     deterministic: bool = False,
+    deadline: float | None = None,
 ) -> ImageTask:
     params = RunParams(prompt=name, guidance_scale=7.5 if is_guided else 1.0, deterministic=deterministic)
-    assignment = Assignment(name, "m@1", params, (0,), key_id=key_id, weight=weight)
+    assignment = Assignment(name, "m@1", params, (0,), key_id=key_id, weight=weight, deadline_seconds=deadline)
     run = LiveRun(assignment, cast(ImageModel, None), 1, 0, num_steps)
     table = replace(TABLE, columns=TABLE.columns[[0] * num_steps])
     return ImageTask(run=run, index=0, seed=0, key=key, table=table)
@@ -161,6 +162,24 @@ def test_keys_share_the_device_over_shapes_of_different_cost(crowd: dict[str, li
     for [name] in serve(scheduler, 1000, costs):
         seconds[name[0]] += 8 if name.endswith("True") else 2
     assert abs(seconds["a"] / seconds.total() - 0.5) < 0.05, seconds
+
+
+def test_the_earlier_deadline_goes_first_within_a_key() -> None:
+    costs = measured()
+    usual = make_task("usual", num_steps=10)
+    late, soon = make_task("late", num_steps=50, deadline=300.0), make_task("soon", num_steps=50, deadline=70.0)
+    scheduler = scheduler_of(late, soon, usual, max_rows=2, costs=costs)
+    served = [name for [name] in serve(scheduler, 30, costs)]
+    assert served == ["soon"] * 30
+    scheduler.remove(soon)
+    assert serve(scheduler, 3, costs) == [["usual"]] * 3, "due at 80, before 200"
+
+
+def test_a_deadline_brings_nobody_before_another_key() -> None:
+    costs = measured()
+    urgent, patient = make_task("urgent", key_id="a", deadline=1.0), make_task("patient", key_id="b")
+    served = Counter(name for [name] in serve(scheduler_of(urgent, patient, max_rows=2, costs=costs), 100, costs))
+    assert served == {"urgent": 50, "patient": 50}
 
 
 def test_a_short_request_does_not_wait_for_another_shape() -> None:

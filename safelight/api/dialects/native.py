@@ -76,6 +76,7 @@ def to_params(body: Mapping[str, object]) -> NewParams:
         deterministic=reader.take("deterministic", _boolean),
         models=tuple((key, model) for key in _MODEL_KEYS if (model := reader.take(key, _text)) is not None),
         webhook_endpoint=reader.take("webhook_endpoint", _url),
+        deadline_ms=reader.take("deadline_ms", _integer),
         unknown_keys=reader.unknown_keys(),
         wrong=tuple(reader.wrong),
     )
