@@ -69,9 +69,12 @@ class Limits:
             found.append(self._area(params))
         return tuple(error for error in found if error is not None)
 
+    def nearest_multiple(self, side: int) -> int:
+        """The nearest that the models can draw, however large."""
+        return max(1, int(side / self.side_multiple + 0.5)) * self.side_multiple
+
     def _side(self, name: str, value: int) -> FieldError | None:
-        legal = min(max(value, self.min_side), self.max_side)
-        legal = int(legal / self.side_multiple + 0.5) * self.side_multiple
+        legal = self.nearest_multiple(min(max(value, self.min_side), self.max_side))
         if value == legal:
             return None
         rule = f"a multiple of {self.side_multiple} between {self.min_side} and {self.max_side}"

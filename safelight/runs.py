@@ -154,6 +154,23 @@ class Provenance:
     num_threads: int
 
 
+class InputName(StrEnum):
+    """What a run can begin from, by the names of its fields."""
+
+    INIT_IMAGE = "init_image"
+    MASK = "mask"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInput:
+    """A picture that a run begins from, as stored. `path` is relative to the image store."""
+
+    name: InputName
+    path: str
+    num_bytes: int
+    sha256: str
+
+
 @dataclass(frozen=True, slots=True)
 class RunError:
     """Why a run failed: a stable code and a sentence with the remedy."""
@@ -214,6 +231,7 @@ class NewRun:
     webhook_endpoint: str | None = None
     idempotency_key: str | None = None
     body_digest: str | None = None
+    inputs: tuple[RunInput, ...] = ()
     traceparent: str | None = None
 
 

@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safelight.api.params import NewParams
@@ -19,6 +19,7 @@ from safelight.runs import (
     Delivery,
     DeliveryStatus,
     EndpointStatus,
+    InputName,
     Run,
     RunEvent,
     RunParams,
@@ -128,7 +129,15 @@ class Administration:
         """Start the same run again, same seeds, as `key`. Raises what submitting raises."""
         run = await self._store.runs.get(run_id)
         deployment = await self._service.resolve(run.deployment)
-        return await self._service.submit(key, deployment, _as_asked(run.params))
+        pictures = {
+            each.name: await self._store.images.read(each.path) for each in await self._store.runs.inputs(run_id)
+        }
+        asked = replace(
+            _as_asked(run.params),
+            init_image=pictures.get(InputName.INIT_IMAGE),
+            mask=pictures.get(InputName.MASK),
+        )
+        return await self._service.submit(key, deployment, asked)
 
     # Deployments.
 
@@ -283,7 +292,8 @@ class Administration:
 
 
 def _as_asked(params: RunParams) -> NewParams:
-    return NewParams(**{name: getattr(params, name) for name in RunParams.__dataclass_fields__})
+    names = RunParams.__dataclass_fields__.keys() & NewParams.__dataclass_fields__.keys()
+    return NewParams(**{name: getattr(params, name) for name in names})
 
 
 def _drawn_by_default(defaults: Defaults) -> RunParams:

@@ -69,6 +69,17 @@ PREDICT_BODY: dict[str, Any] = {
             {"type": "string"}, f"How the steps are spread: one of {', '.join(Spacing)}. Default automatic."
         ),
         "output_format": _optional({"type": "string"}, f"One of {', '.join(OutputFormat)}. Default png."),
+        "init_image": _optional(
+            {"type": "string"},
+            "A picture to begin from: base64 of a PNG, JPEG or WebP, or `run:<id>/<index>`. Sides that are not named are its own.",
+        ),
+        "strength": _optional(
+            _NUMERIC,
+            "How much of the init_image is changed, over 0 and at most 1: the share of the steps. Default 0.8.",
+        ),
+        "mask": _optional(
+            {"type": "string"}, "A picture of the size of init_image, white where it is painted anew; given as it is."
+        ),
         "deterministic": _optional(
             {
                 "anyOf": [

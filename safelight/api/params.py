@@ -9,8 +9,11 @@ from typing import TypeVar
 from safelight.catalog import CATALOG
 from safelight.deployments import Deployment
 from safelight.errors import FieldError
+from safelight.inputs import InputShape
 from safelight.keys import Allowance
 from safelight.runs import MAX_SEED, OutputFormat, RunParams, SamplerName, Spacing
+
+DEFAULT_STRENGTH = 0.8
 
 FRESH_SEEDS = 2**32
 """A seed that nobody named is drawn below this."""
@@ -18,6 +21,14 @@ FRESH_SEEDS = 2**32
 MAX_DEADLINE_MS = 7 * 86_400_000
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RunImage:
+    """An image of an earlier run."""
+
+    run_id: str
+    index: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +50,9 @@ class NewParams:
     spacing: Spacing | None = None
     output_format: OutputFormat | None = None
     deterministic: bool | None = None
+    strength: float | None = None
+    init_image: bytes | RunImage | None = None
+    mask: bytes | RunImage | None = None
     models: tuple[tuple[str, str], ...] = ()
     webhook_endpoint: str | None = None
     deadline_ms: int | None = None
@@ -46,17 +60,23 @@ class NewParams:
     wrong: tuple[FieldError, ...] = ()
 
 
-def complete(asked: NewParams, deployment: Deployment, *, fresh_seed: int) -> RunParams:
-    """`asked` with the deployment's defaults where it names nothing."""
+def complete(
+    asked: NewParams, deployment: Deployment, *, fresh_seed: int, picture: InputShape | None = None
+) -> RunParams:
+    """`asked` with the deployment's defaults where it names nothing. `picture` is what the run begins from: sides that
+    are not named are the nearest to its own."""
     defaults = deployment.defaults
+    sides = (defaults.height, defaults.width)
+    if picture is not None:
+        sides = (deployment.limits.nearest_multiple(picture.height), deployment.limits.nearest_multiple(picture.width))
     sampler = _first(asked.sampler, defaults.sampler)
     # The default spacing is for samplers that take it; nobody is refused for what he did not name.
     spacing = defaults.spacing if defaults.spacing in sampler.spacings else Spacing.AUTOMATIC
     return RunParams(
         prompt=asked.prompt or "",
         negative_prompt=_first(asked.negative_prompt, defaults.negative_prompt),
-        height=_first(asked.height, defaults.height),
-        width=_first(asked.width, defaults.width),
+        height=_first(asked.height, sides[0]),
+        width=_first(asked.width, sides[1]),
         num_inference_steps=_first(asked.num_inference_steps, defaults.num_inference_steps),
         guidance_scale=_first(asked.guidance_scale, defaults.guidance_scale),
         num_images_per_prompt=_first(asked.num_images_per_prompt, defaults.num_images_per_prompt),
@@ -65,6 +85,8 @@ def complete(asked: NewParams, deployment: Deployment, *, fresh_seed: int) -> Ru
         spacing=_first(asked.spacing, spacing),
         output_format=_first(asked.output_format, defaults.output_format),
         deterministic=bool(asked.deterministic),
+        strength=None if picture is None else _first(asked.strength, DEFAULT_STRENGTH),
+        has_mask=asked.mask is not None,
     )
 
 
@@ -72,6 +94,7 @@ def find_wrong(asked: NewParams, params: RunParams, deployment: Deployment) -> t
     """Every wrong field of a request, one entry each: unreadable, over a limit, or naming another model."""
     over = (*deployment.limits.check(params), *_check_seed(params, deployment), *_check_models(asked, deployment))
     unreadable = {error.field for error in asked.wrong}
+    over += () if "init_image" in unreadable else _check_start(asked)
     judged = (*over, *_check_deadline(asked.deadline_ms))
     return (*asked.wrong, *(error for error in judged if error.field not in unreadable))
 
@@ -111,6 +134,18 @@ def _check_seed(params: RunParams, deployment: Deployment) -> tuple[FieldError, 
         f"a whole number between 0 and {largest} (image i uses seed + i, and seeds are exact in JSON up to {MAX_SEED})"
     )
     return (FieldError("seed", f"{params.seed} is not {rule}; the nearest is {largest}"),)
+
+
+def _check_start(asked: NewParams) -> tuple[FieldError, ...]:
+    found = []
+    if asked.strength is not None and not 0.0 < asked.strength <= 1.0:
+        nearest = "1.0" if asked.strength > 1.0 else "0.01, which changes little"
+        found.append(FieldError("strength", f"{asked.strength} is not over 0 and at most 1; the nearest is {nearest}"))
+    elif asked.strength is not None and asked.init_image is None:
+        found.append(FieldError("strength", "says how much an init_image is changed, and there is none; send one"))
+    if asked.mask is not None and asked.init_image is None:
+        found.append(FieldError("mask", "says where an init_image is changed, and there is none; send one"))
+    return tuple(found)
 
 
 def _check_models(asked: NewParams, deployment: Deployment) -> tuple[FieldError, ...]:

@@ -11,25 +11,35 @@ from safelight.config import ServerSettings
 from safelight.errors import BodyTooLarge, ReceiveTimeout, UnsupportedMediaType
 
 
-async def read_json_body(request: Request, settings: ServerSettings) -> bytes:
-    """The whole body of a request that declares JSON. Raises UnsupportedMediaType, BodyTooLarge, ReceiveTimeout."""
+async def read_json_body(request: Request, settings: ServerSettings, *, large_keys: tuple[str, ...] = ()) -> bytes:
+    """The whole body of a request that declares JSON. Raises UnsupportedMediaType, BodyTooLarge, ReceiveTimeout.
+
+    One that names any of `large_keys` may be larger by `max_picture_bytes`.
+    """
     _check_type(request)
-    limit = settings.max_body_bytes
+    limit = settings.max_body_bytes + (settings.max_picture_bytes if large_keys else 0)
+    keys = tuple(key.encode() for key in large_keys)
     declared = request.headers.get("content-length", "")
     # A length of many digits is over any limit, and int() would not take it.
     if len(declared) > 15 or (declared.isdecimal() and int(declared) > limit):
         raise _too_large(limit)
     try:
         async with asyncio.timeout(settings.receive_timeout_seconds):
-            return await _collect(request, limit)
+            return await _collect(request, limit, small_limit=settings.max_body_bytes, large_keys=keys)
     except TimeoutError as error:
         raise ReceiveTimeout(f"the body did not arrive within {settings.receive_timeout_seconds:g} s") from error
 
 
-async def _collect(request: Request, limit: int) -> bytes:
+async def _collect(request: Request, limit: int, *, small_limit: int, large_keys: tuple[bytes, ...]) -> bytes:
     body = bytearray()
+    is_large = False
     async for chunk in request.stream():
         body += chunk
+        if len(body) > small_limit and not is_large:
+            # What is beside the large values is small, so the name of one has come by now.
+            if not any(key in body for key in large_keys):
+                raise _too_large(small_limit)
+            is_large = True
         if len(body) > limit:
             raise _too_large(limit)
     return bytes(body)

@@ -10,9 +10,10 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from safelight.api.params import FRESH_SEEDS, NewParams, complete, find_unaffordable, find_wrong, shorten
+from safelight.api.starting import Pictures, keep_pictures, take_pictures
 from safelight.api.webhooks import Webhooks
 from safelight.config import ServerSettings
 from safelight.deployments import Deployment, DeploymentStatus
@@ -21,8 +22,11 @@ from safelight.errors import (
     Conflict,
     FieldError,
     InvalidFields,
+    InvalidRequest,
     ModelUnavailable,
     NotFound,
+    Overloaded,
+    RateLimited,
     RunFailed,
     SafelightError,
     Stopping,
@@ -30,7 +34,7 @@ from safelight.errors import (
     WaitTimeout,
 )
 from safelight.keys import DAY_SECONDS, Key, Standing, Usage
-from safelight.runs import ImageRecord, NewRun, Run, RunEvent, RunEventKind, RunStatus
+from safelight.runs import ImageRecord, InputName, NewRun, Run, RunEvent, RunEventKind, RunStatus
 from safelight.store import Backlog, Store
 from safelight.store.keys import Keys
 from safelight.store.measures import Measures
@@ -145,8 +149,10 @@ class Service:
         """
         if self._is_refusing:
             raise Stopping("the server is stopping; try again in a moment", retry_after_seconds=_RETRY_SECONDS)
-        params = complete(asked, deployment, fresh_seed=self._draw_seed())
-        wrong = (*find_wrong(asked, params, deployment), *self._wrong_webhook(asked.webhook_endpoint))
+        pictures, unfit = await take_pictures(self._store, key.project, asked)
+        start = pictures.get(InputName.INIT_IMAGE)
+        params = complete(asked, deployment, fresh_seed=self._draw_seed(), picture=start.shape if start else None)
+        wrong = (*find_wrong(asked, params, deployment), *unfit, *self._wrong_webhook(asked.webhook_endpoint))
         wrong = wrong or find_unaffordable(params, key.allowance)
         if wrong:
             raise InvalidFields(wrong)
@@ -163,9 +169,25 @@ class Service:
             body_digest=digest,
             traceparent=self._tracing.traceparent(),
         )
-        run, is_new = await self._store.runs.create(new, max_queued=self._settings.max_queued_runs)
+        run, is_new = await self._create(new, pictures)
         _log_submit(run, asked, is_new=is_new)
         return run
+
+    async def _create(self, new: NewRun, pictures: Pictures) -> tuple[Run, bool]:
+        """Pictures are kept before the run is: what is accepted has all that it needs."""
+        kept = await keep_pictures(self._store, new.id, pictures)
+        paths = [each.path for each in kept]
+        try:
+            run, is_new = await self._store.runs.create(
+                replace(new, inputs=kept), max_queued=self._settings.max_queued_runs
+            )
+        except (InvalidRequest, Overloaded, RateLimited):
+            # After any other failure the run may be there: what belongs to none is swept later.
+            await self._store.images.remove(paths)
+            raise
+        if not is_new:
+            await self._store.images.remove(paths)
+        return run, is_new
 
     async def wait(self, run: Run) -> Run:
         """`run`, as it was just stored or found, once it has succeeded.

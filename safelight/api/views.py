@@ -35,6 +35,8 @@ class ParamsView(View):
     spacing: Spacing
     output_format: OutputFormat
     deterministic: bool
+    strength: float | None = Field(description="How much an init_image was changed; null without one.")
+    has_mask: bool = Field(description="Whether only a part of the init_image was changed.")
 
 
 class ProvenanceView(View):

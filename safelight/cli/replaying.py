@@ -6,7 +6,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +17,7 @@ from safelight.cli.output import explain, fail, say_json, say_table
 from safelight.config import Settings
 from safelight.envelope import end_message
 from safelight.errors import Conflict, RunFailed, WaitTimeout
-from safelight.runs import NewRun, Run, RunStatus
+from safelight.runs import NewRun, OutputFormat, Run, RunInput, RunStatus
 
 if TYPE_CHECKING:
     from safelight.store import Store
@@ -70,13 +70,15 @@ async def _draw_again(store: Store, first: Run, settings: Settings, *, timeout_s
     if first.status is not RunStatus.SUCCEEDED or not first.images:
         why = "its pictures have expired" if first.images_expired_at else f"it is {first.status}"
         raise Conflict(f"run {first.id} has nothing to compare with: {why}")
+    new_id = str(uuid.uuid4())
     new = NewRun(
-        id=str(uuid.uuid4()),
+        id=new_id,
         project=first.project,
         key_id=None,
         deployment=first.deployment,
         deployment_version=first.deployment_version,
         params=first.params,
+        inputs=await _copy_inputs(store, first.id, new_id),
     )
     await store.runs.create(new, max_queued=settings.server.max_queued_runs)
     explain(f"run {new.id} draws it again")
@@ -90,6 +92,16 @@ async def _draw_again(store: Store, first: Run, settings: Settings, *, timeout_s
     if again.status is not RunStatus.SUCCEEDED:
         raise RunFailed(f"run {new.id} has {again.status}: {end_message(again)}")
     return again
+
+
+async def _copy_inputs(store: Store, run_id: str, new_id: str) -> tuple[RunInput, ...]:
+    """The pictures that a run begins from, as another's own: either may be removed."""
+    copies = []
+    for index, each in enumerate(await store.runs.inputs(run_id)):
+        kind = OutputFormat(each.path.rpartition(".")[2])
+        copy = await store.images.write(new_id, index, 0, kind, await store.images.read(each.path))
+        copies.append(replace(each, path=copy.path))
+    return tuple(copies)
 
 
 async def _compare(store: Store, first: Run, again: Run) -> list[Comparison]:

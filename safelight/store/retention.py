@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from safelight.store import ledger
+from safelight.store import inputs, ledger
 from safelight.store.database import Database, now
 from safelight.store.images import Images
 from safelight.store.schema import HAS_ENDED, deliveries, images, runs
@@ -84,6 +84,7 @@ def forget(connection: Connection, run_ids: Sequence[str]) -> list[str]:
         return []
     ledger.settle(connection, run_ids)
     paths = list(connection.execute(sa.select(images.c.path).where(images.c.run_id.in_(run_ids))).scalars())
+    paths += inputs.paths_of(connection, run_ids)
     connection.execute(sa.delete(runs).where(runs.c.id.in_(run_ids)))
     return paths
 
@@ -109,6 +110,7 @@ def _expire_images(connection: Connection, max_bytes: int) -> tuple[Expiry, list
     if not run_ids:
         return Expiry(bytes_over_budget=max(0, over)), []
     paths = list(connection.execute(sa.select(images.c.path).where(images.c.run_id.in_(run_ids))).scalars())
+    paths += inputs.paths_of(connection, run_ids)
     connection.execute(sa.update(runs).where(runs.c.id.in_(run_ids)).values(images_expired_at=now()))
     left = max(0, over - num_bytes)
     return Expiry(num_runs_without_images=len(run_ids), image_bytes=num_bytes, bytes_over_budget=left), paths

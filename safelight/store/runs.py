@@ -22,9 +22,10 @@ from safelight.runs import (
     Pulse,
     Run,
     RunEventKind,
+    RunInput,
     RunStatus,
 )
-from safelight.store import claims, deliveries, events, ledger, retention
+from safelight.store import claims, deliveries, events, inputs, ledger, retention
 from safelight.store.database import Database, now
 from safelight.store.deadlines import check_deadline
 from safelight.store.images import Images
@@ -80,6 +81,10 @@ class Runs:
     async def get(self, run_id: str, *, project: str | None = None) -> Run:
         """One run. Raises NotFound. One transaction."""
         return await self._database.read(_get, run_id, project)
+
+    async def inputs(self, run_id: str) -> tuple[RunInput, ...]:
+        """The pictures that a run begins from. One transaction."""
+        return await self._database.read(inputs.of_run, run_id)
 
     async def queue_position(self, run_id: str) -> int | None:
         """How many runs are claimed before this one; None when it is not queued. One transaction."""
@@ -254,6 +259,7 @@ def _create(connection: Connection, new: NewRun, *, max_queued: int) -> tuple[Ru
         raise Overloaded(message, retry_after_seconds=_seconds_to_room(connection))
     check_deadline(connection, new, seconds_to_start=lambda: _backlog(connection).queue_eta_seconds or 0.0)
     row = connection.execute(QUEUE, _columns(new) | {"weight": allowance.weight}).one()
+    inputs.add(connection, new.id, new.inputs)
     events.append(connection, row, RunEventKind.QUEUED, at=row.created_at)
     return run_from(row), True
 
@@ -382,4 +388,4 @@ def _image_paths(connection: Connection, shelf: str) -> frozenset[str]:
     is_on_shelf = sa.and_(images.c.run_id >= shelf, images.c.run_id < after_shelf)
     kept = sa.select(images.c.path).join(runs, runs.c.id == images.c.run_id)
     on_shelf = kept.where(is_on_shelf, runs.c.images_expired_at.is_(None))
-    return frozenset(connection.execute(on_shelf).scalars())
+    return frozenset(connection.execute(on_shelf).scalars()) | inputs.paths_between(connection, shelf, after_shelf)

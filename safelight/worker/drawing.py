@@ -25,7 +25,7 @@ from safelight.errors import ModelError, Stopping
 from safelight.runs import Outcome, RunError, RunStatus
 from safelight.store import Store
 from safelight.worker.held import Held
-from safelight.worker.keeping import CheckpointKeeper, keep_picture, keep_preview
+from safelight.worker.keeping import CheckpointKeeper, keep_picture, keep_preview, start_picture
 from safelight.worker.models import Models, model_key
 
 WATCH_WAIT_SECONDS = 3600.0
@@ -66,7 +66,14 @@ class Drawing:
         checkpoint = await self._checkpoints.last(held.claim)
         key = model_key(deployment)
         assignment = Assignment(
-            run.id, key, run.params, missing, checkpoint=checkpoint, key_id=run.key_id, weight=run.weight
+            run.id,
+            key,
+            run.params,
+            missing,
+            checkpoint=checkpoint,
+            picture=await start_picture(self._store, run),
+            key_id=run.key_id,
+            weight=run.weight,
         )
         watching = asyncio.create_task(self._pass_on_watchers(run.id))
         try:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from safelight.engine.beginnings import StartPicture
 from safelight.engine.checkpoints import Checkpoint, pack, unpack
 from safelight.engine.events import ImageReady
+from safelight.errors import NotFound
+from safelight.inputs import start_mask, start_pixels
 from safelight.pictures import PictureMetadata, Pixels, encode_picture
-from safelight.runs import Claim, ImageRecord, OutputFormat
+from safelight.runs import Claim, ImageRecord, InputName, OutputFormat, Run
 from safelight.store import Store
 from safelight.worker.held import Held
 
@@ -50,6 +53,21 @@ async def keep_preview(store: Store, held: Held, pixels: Pixels) -> None:
     except OSError as error:
         log.warning("a preview cannot be written", extra={"run_id": run_id, "reason": str(error)})
     store.notifications.publish(f"run:{run_id}")
+
+
+async def start_picture(store: Store, run: Run) -> StartPicture | None:
+    """What a run begins from, in the size of its images; None for noise alone. Raises NotFound, TryLater."""
+    if run.params.strength is None:
+        return None
+    files = {each.name: await store.images.read(each.path) for each in await store.runs.inputs(run.id)}
+    if InputName.INIT_IMAGE not in files:
+        raise NotFound("the picture that this run begins from is gone; send it again", code="image_not_found")
+    sides = (run.params.height, run.params.width)
+    mask = files.get(InputName.MASK)
+    return StartPicture(
+        await asyncio.to_thread(start_pixels, files[InputName.INIT_IMAGE], *sides),
+        None if mask is None else await asyncio.to_thread(start_mask, mask, *sides),
+    )
 
 
 class CheckpointKeeper:

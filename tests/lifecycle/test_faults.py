@@ -70,6 +70,22 @@ def test_a_run_goes_on_after_everything_was_killed_and_started_again(start: Star
     assert_same_pictures(second, run_id, undisturbed)
 
 
+def test_a_run_that_begins_from_a_picture_survives_everything_being_killed(start: Start) -> None:
+    server = start()
+    with server.client() as client:
+        body = {"prompt": "a red circle", "height": 64, "width": 64, "num_inference_steps": 2}
+        first = client.post("/pinhole/predict", json=body).json()
+    picture, run_id = first["result"][0], first["run_id"]
+    masked = server.submit(
+        init_image=picture, mask=picture, strength=0.5, height=512, width=512, num_inference_steps=60
+    )
+    copied = server.submit(init_image=f"run:{run_id}/0", height=64, width=64, num_inference_steps=4)
+    server.kill_everything()
+    again = start(server.data)
+    for each in (masked, copied):
+        assert again.wait_for_status(each, "succeeded", "failed")["status"] == "succeeded"
+
+
 def test_a_killed_api_process_comes_back_at_the_same_address_while_the_run_goes_on(start: Start) -> None:
     server = start()
     run_id = server.submit(**LONG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -12,9 +13,9 @@ from typing import TypeVar
 
 from safelight.api.answers import JSON, Answer
 from safelight.api.errors import problem_answer
-from safelight.api.params import NewParams, shorten
+from safelight.api.params import NewParams, RunImage, shorten
 from safelight.envelope import accepted_body, success_body
-from safelight.errors import FieldError, MalformedBody, SafelightError
+from safelight.errors import BodyTooLarge, FieldError, MalformedBody, SafelightError
 from safelight.runs import OutputFormat, Run, SamplerName, Spacing
 from safelight.sampler_names import read_sampler, read_spacing
 
@@ -26,10 +27,14 @@ MAX_DEPTH = 32
 
 MAX_URL_CHARS = 2048
 
+PICTURE_KEYS = ("init_image", "mask")
+
 _LONGEST_INTEGER = 300
 _INTEGER = re.compile(r"[+-]?[0-9]{1,300}(\.0{0,300})?")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,300}(\.[0-9]{0,300})?|\.[0-9]{1,300})([eE][+-]?[0-9]{1,9})?")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+_RUN_IMAGE = re.compile(r"run:([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([0-9]{1,4})")
+_DATA_URL = re.compile(r"^data:image/[a-z+.-]{1,20};base64,")
 _DROPPED_KEYS = frozenset({"hf_token"})
 _MODEL_KEYS = ("hf_model_path", "model_id")
 
@@ -57,6 +62,13 @@ def parse_body(body: bytes) -> dict[str, object]:
     return value
 
 
+def check_size(body: Mapping[str, object], num_bytes: int, *, max_bytes: int) -> None:
+    """Raises BodyTooLarge when a body of `num_bytes` holds more than `max_bytes` beside its pictures."""
+    pictures = (body.get(key) for key in PICTURE_KEYS)
+    if num_bytes - sum(len(each) for each in pictures if isinstance(each, str)) > max_bytes:
+        raise BodyTooLarge(f"the body is over {max_bytes} bytes beside its pictures, which is the most that is taken")
+
+
 def to_params(body: Mapping[str, object]) -> NewParams:
     """Read the keys of the contract. What cannot be read is in `wrong` of the answer, never raised."""
     reader = _Reader(body)
@@ -73,6 +85,9 @@ def to_params(body: Mapping[str, object]) -> NewParams:
         sampler=sampler,
         spacing=spacing,
         output_format=reader.take("output_format", _output_format),
+        strength=reader.take("strength", _number),
+        init_image=reader.take("init_image", _picture),
+        mask=reader.take("mask", _picture),
         deterministic=reader.take("deterministic", _boolean),
         models=tuple((key, model) for key in _MODEL_KEYS if (model := reader.take(key, _text)) is not None),
         webhook_endpoint=reader.take("webhook_endpoint", _url),
@@ -239,6 +254,16 @@ def _one_of(names: type[E], value: object) -> E:
     if isinstance(value, str) and value.strip().lower() in set(names):
         return names(value.strip().lower())
     raise _Unreadable(f"{shorten(value)} is not one of {', '.join(names)}")
+
+
+def _picture(value: object) -> bytes | RunImage:
+    """Base64, with or without the head of a data URL; or `run:<id>/<index>`."""
+    if isinstance(value, str) and (named := _RUN_IMAGE.fullmatch(value.strip())):
+        return RunImage(named[1], int(named[2]))
+    try:
+        return base64.b64decode(_DATA_URL.sub("", _text(value), count=1), validate=True)
+    except (ValueError, _Unreadable) as error:
+        raise _Unreadable("is neither base64 of a PNG, JPEG or WebP picture nor run:<id>/<index>") from error
 
 
 def _url(value: object) -> str:

@@ -44,7 +44,9 @@ async def predict(
     Without `webhook_endpoint` the answer waits for the images. With it, or with `Prefer: respond-async`, it comes at once.
     """
     served = await service.resolve(deployment)
-    body = native.parse_body(await read_json_body(request, settings))
+    received = await read_json_body(request, settings, large_keys=native.PICTURE_KEYS)
+    body = native.parse_body(received)
+    native.check_size(body, len(received), max_bytes=settings.max_body_bytes)
     idempotency_key = _idempotency_key(request)
     run = await service.submit(
         key,
