@@ -105,12 +105,19 @@ class Serving:
 
     A pinned model is not moved out for others; one with a cooldown is unloaded after so many seconds without a run (0:
     never). Long prompts are read in parts of the text encoder's window; prompt weights are written `(word:1.2)`.
+    `lora_files` are names with their files.
     """
 
     pin: bool = False
     cooldown_seconds: float = 0.0
     long_prompts: bool = False
     prompt_weights: bool = False
+    lora_files: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """The names that requests may use."""
+        return tuple(name for name, _ in self.lora_files)
 
     def check(self) -> tuple[FieldError, ...]:
         """What is wrong with it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -41,6 +42,15 @@ TEXT_ENCODER_PREFIXES: Mapping[Family, tuple[str, ...]] = {
 """Where a single-file checkpoint keeps its text encoders, in the order in which they are read."""
 
 _NUM_LATENT_CHANNELS = 4
+
+_WIDTHS = {
+    768: Family.STABLE_DIFFUSION_1,
+    1024: Family.STABLE_DIFFUSION_2,
+    2048: Family.STABLE_DIFFUSION_XL,
+}
+
+_LORA_ENDINGS = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight", "_lora.down.weight", "_layer.down.weight")
+_LORA_CONTEXT = re.compile(r"attn2[._](processor\.)?to_[kv](_lora)?\.(lora_A|lora_down|lora\.down|down)\.weight$")
 
 _STRANGERS = (
     ("lora_unet_", "a LoRA; name it with --lora NAME=FILE when you deploy its model"),
@@ -93,6 +103,22 @@ def context_width(path: Path) -> int | None:
         return int(config["cross_attention_dim"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def check_lora(file: Path, *, model: Path | None) -> None:
+    """Raises ModelError unless `file` is a LoRA, and one for the family of `model` as far as both say."""
+    shapes = read_header(file).shapes
+    if not any(name.endswith(_LORA_ENDINGS) for name in shapes):
+        raise ModelError(f"{file} is no LoRA; models are deployed by themselves")
+    listened = (shape[-1] for name, shape in shapes.items() if _LORA_CONTEXT.search(name) and len(shape) == 2)
+    made_for, width = next(listened, None), None if model is None else context_width(model)
+    if made_for is not None and width is not None and made_for != width:
+        raise ModelError(f"{file} was made for {_by_width(made_for)}; this model is {_by_width(width)}")
+
+
+def _by_width(width: int) -> str:
+    family = _WIDTHS.get(width)
+    return f"{TITLES[family]} (text of width {width})" if family else f"a model that listens to text of width {width}"
 
 
 def _context_width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:

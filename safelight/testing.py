@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from safelight.engine.models.base import Conditioning, PictureLatent
+from safelight.errors import ModelError
+from safelight.runs import LoraUse
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from safelight.engine.beginnings import Mask
@@ -50,6 +54,7 @@ class FakeModel:
         self._decode_seconds = decode_seconds
         self._max_rows = max_rows
         self._num_bytes = num_bytes
+        self._loras: frozenset[str] = frozenset()
         self._fault_of = {_value(text): fault for text, fault in (faults or {}).items()}
         self.calls = {"encode": 0, "predict": 0, "decode": 0}
         self.rows: list[int] = []
@@ -74,6 +79,16 @@ class FakeModel:
         network = torch.nn.Module()
         network.register_buffer("weights", torch.zeros(self._num_bytes, dtype=torch.uint8))
         return (network,)
+
+    def register_loras(self, paths: Mapping[str, Path]) -> None:
+        self._loras = frozenset(paths)
+
+    def adapted(self, loras: tuple[LoraUse, ...]) -> FakeModel:
+        """The same model: its LoRAs change nothing."""
+        for use in loras:
+            if use.name not in self._loras:
+                raise ModelError(f"no LoRA {use.name} was registered")
+        return self
 
     @property
     def conditioning_shape(self) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from safelight.catalog import CatalogEntry, check_model, kept_name, name_for
 from safelight.catalog_file import load_catalog, weights_finder
+from safelight.cli.loras import read_loras
 from safelight.cli.opening import with_store
 from safelight.cli.options import ConfigOption, DataOption, JsonOption, existing_settings_of, settings_of
 from safelight.cli.output import explain, say, say_json, say_table, size, when
@@ -31,6 +33,10 @@ def deploy(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A default or limit of the deployment; may be repeated."),
     ] = None,
+    loras: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="NAME=FILE", help="A LoRA that requests may use; may be repeated."),
+    ] = None,
     revision: Annotated[
         str | None, typer.Option(help="Commit of the weights. Unset: the one found on this machine.")
     ] = None,
@@ -43,6 +49,9 @@ def deploy(
     wanted = new_deployment(
         settings, identifier, name=name, overrides=parse_overrides(overrides or ()), revision=revision
     )
+    if loras:
+        files = read_loras(loras, _weights(settings, wanted.model))
+        wanted = replace(wanted, serving=replace(wanted.serving, lora_files=files))
     made = with_store(settings, lambda store: store.deployments.deploy(wanted))
     if as_json:
         say_json(made)

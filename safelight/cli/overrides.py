@@ -53,7 +53,8 @@ class Overrides:
 
 def known_keys() -> dict[str, type]:
     """Every name that `--set` takes, with its type."""
-    return {**get_type_hints(Defaults), **get_type_hints(Limits), **get_type_hints(Serving), EMBED_METADATA: bool}
+    known = {**get_type_hints(Defaults), **get_type_hints(Limits), **get_type_hints(Serving), EMBED_METADATA: bool}
+    return {key: kind for key, kind in known.items() if key != "lora_files"}
 
 
 def parse_overrides(pairs: Sequence[str]) -> Overrides:

@@ -16,7 +16,17 @@ import httpx2
 
 from safelight.client.errors import UnexpectedAnswer
 from safelight.errors import Conflict, ModelUnavailable, RunFailed, SafelightError
-from safelight.runs import OutputFormat, RunError, RunEvent, RunEventKind, RunParams, RunStatus, SamplerName, Spacing
+from safelight.runs import (
+    LoraUse,
+    OutputFormat,
+    RunError,
+    RunEvent,
+    RunEventKind,
+    RunParams,
+    RunStatus,
+    SamplerName,
+    Spacing,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -202,6 +212,7 @@ def _params(members: Mapping[str, Any]) -> RunParams:
     # A server of before has no spacings.
     known["spacing"] = Spacing(known.get("spacing", Spacing.AUTOMATIC))
     known["output_format"] = OutputFormat(known["output_format"])
+    known["loras"] = tuple(LoraUse(each["name"], each["scale"]) for each in known.get("loras", ()))
     return RunParams(**known)
 
 

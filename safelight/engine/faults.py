@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from safelight.errors import ModelError
 from safelight.runs import RunError
 
 NON_FINITE_LATENT = RunError(
@@ -29,6 +30,10 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def model_not_loaded(model_key: str) -> RunError:
     return RunError("model_not_loaded", f"the model {model_key} is not loaded on this worker; send the run again")
+
+
+def lora_failed(error: ModelError) -> RunError:
+    return RunError("lora_failed", error.message)
 
 
 def encode_failed(error: Exception) -> RunError:

@@ -206,11 +206,16 @@ class EngineHost:
         return Residents(
             residency,
             self,
-            load=lambda spec: self._load(spec.folder),
+            load=self._load_with_loras,
             estimate=lambda spec: self._estimate(spec.folder),
             tell=self._tell,
             now=self._now,
         )
+
+    def _load_with_loras(self, spec: ModelSpec) -> ImageModel:
+        model = self._load(spec.folder)
+        model.register_loras(spec.loras)
+        return model
 
     def _deliver(self, events: list[tuple[str, EngineEvent]]) -> None:
         """Thread: the event loop's. Each event to its reader; an end event frees the run's room."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from safelight.engine.models.base import Conditioning, ImageModel
+from safelight.runs import LoraUse
 
-_Asked = tuple[str, str, bool]
-"""Model, text, and whether it stands on the negative side."""
+_Asked = tuple[str, str, bool, tuple[LoraUse, ...]]
+"""Model, text, whether it stands on the negative side, and what changes the encoder."""
 
 
 class PromptCache:
@@ -18,9 +19,17 @@ class PromptCache:
         self._kept: OrderedDict[_Asked, Conditioning] = OrderedDict()
         self._empty: dict[_Asked, Conditioning] = {}
 
-    def encode(self, model_key: str, model: ImageModel, text: str, *, is_negative: bool = False) -> Conditioning:
+    def encode(
+        self,
+        model_key: str,
+        model: ImageModel,
+        text: str,
+        *,
+        is_negative: bool = False,
+        loras: tuple[LoraUse, ...] = (),
+    ) -> Conditioning:
         """The conditioning of `text`, from the cache where it is there."""
-        asked = (model_key, text, is_negative)
+        asked = (model_key, text, is_negative, loras)
         if not text:
             if asked not in self._empty:
                 self._empty[asked] = model.encode(text, is_negative=is_negative)

@@ -60,6 +60,7 @@ class Models:
         spec = ModelSpec(
             model_key(deployment),
             await self._folder_of(deployment),
+            loras={name: Path(file) for name, file in serving.lora_files},
             is_pinned=serving.pin,
             cooldown_seconds=serving.cooldown_seconds,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 
 from safelight.api.dialects import native
 from safelight.api.params import FRESH_SEEDS, complete, find_wrong
-from safelight.deployments import Defaults, Deployment, Limits
+from safelight.deployments import Defaults, Deployment, Limits, Serving
 from safelight.errors import MalformedBody
-from safelight.runs import MAX_SEED, ImageRecord, OutputFormat, Run, RunParams, RunStatus, SamplerName
+from safelight.runs import MAX_SEED, ImageRecord, LoraUse, OutputFormat, Run, RunParams, RunStatus, SamplerName
 
 from .house import PAGE_BODY
 
@@ -290,3 +291,32 @@ def test_the_answer_has_seeds_and_warnings_that_fit_a_header():
         "message": "Successfully generated images",
         "result": ["YQ==", "Yg=="],
     }
+
+
+def test_loras_are_read_and_must_be_the_deployments():
+    known = replace(DEPLOYMENT, serving=Serving(lora_files=(("lego", "/x"), ("ink", "/y"))))
+    asked = read(loras=[{"name": "lego", "scale": "0.5"}, {"name": "ink"}])
+    params = complete(asked, known, fresh_seed=7)
+    assert params.loras == (LoraUse("lego", 0.5), LoraUse("ink", 1.0))
+    assert find_wrong(asked, params, known) == ()
+    assert wrong_fields(loras=[{"name": "lego"}]) == {"loras": '"lego" is no LoRA of pinhole: it has none'}
+    [error] = find_wrong(read(), complete(read(loras=[{"name": "lge"}]), known, fresh_seed=7), known)
+    assert error.message.endswith("it has lego, ink")
+
+
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [
+        ("lego", "is not a list of at most 8 objects"),
+        ([{"name": "x"}] * 9, "is not a list of at most 8"),
+        (["lego"], "is not an object with name and scale"),
+        ([{"scale": 1}], "is not an object with name and scale"),
+        ([{"name": "x", "weight": 1}], "and nothing else"),
+        ([{"name": 1}], "is not a string"),
+        ([{"name": "x", "scale": 11}], "is not between -10.0 and 10.0"),
+        ([{"name": "x", "scale": True}], "is not a finite number"),
+        ([{"name": "x"}, {"name": "x"}], "names a LoRA twice"),
+    ],
+)
+def test_loras_of_another_shape_are_refused(value: object, rule: str):
+    assert rule in wrong_fields(loras=value)["loras"]

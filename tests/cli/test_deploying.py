@@ -75,6 +75,24 @@ def test_a_checkpoint_file_is_served_under_its_stem(house: House) -> None:
     assert len(deployed(house)) == 1
 
 
+def test_loras_are_registered_by_name_and_looked_at_first(house: House) -> None:
+    model = model_folder(house.folder / "model")
+    (model / "unet").mkdir()
+    (model / "unet" / "config.json").write_text('{"cross_attention_dim": 768}')
+    key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight"
+    right, wrong = house.folder / "right.safetensors", house.folder / "wrong.safetensors"
+    write_safetensors(right, {key: [4, 768]})
+    write_safetensors(wrong, {key: [4, 1024]})
+    house.ok("deploy", str(model), "--lora", "lego=right.safetensors")
+    assert deployed(house)[0]["serving"]["lora_files"] == [["lego", str(right)]]  # type: ignore[index]
+    said = "was made for Stable Diffusion 2.x (text of width 1024); this model is Stable Diffusion 1.x"
+    assert said in house.refused("deploy", str(model), "--lora", f"lego={wrong}")
+    assert "lost.safetensors cannot be read" in house.refused("deploy", str(model), "--lora", "a=lost.safetensors")
+    assert "is not NAME=FILE" in house.refused("deploy", str(model), "--lora", "right.safetensors")
+    assert "is named twice" in house.refused("deploy", str(model), "--lora", f"a={right}", "--lora", f"a={right}")
+    assert len(deployed(house)) == 1
+
+
 def write_safetensors(file: Path, shapes: dict[str, list[int]]) -> None:
     header: dict[str, object] = {}
     end = 0

@@ -7,8 +7,8 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safelight.deployments import Defaults, Limits
-from safelight.runs import OutputFormat, RunParams, SamplerName
+from safelight.deployments import Defaults, Limits, Serving
+from safelight.runs import LoraUse, OutputFormat, RunParams, SamplerName
 from safelight.store.rows import from_json, to_json
 
 
@@ -31,6 +31,14 @@ def test_unknown_keys_are_ignored_and_missing_ones_take_their_defaults() -> None
 def test_what_is_written_is_read(params: RunParams) -> None:
     assert from_json(RunParams, to_json(params)) == params
     assert to_json(params).isascii()
+
+
+def test_loras_come_back_as_they_were() -> None:
+    params = RunParams(prompt="x", loras=(LoraUse("lego", 0.5), LoraUse("ink")))
+    assert from_json(RunParams, to_json(params)) == params
+    serving = Serving(lora_files=(("lego", "/loras/lego.safetensors"),))
+    assert from_json(Serving, to_json(serving)) == serving
+    assert serving.loras == ("lego",)
 
 
 def test_defaults_come_back_with_their_enums() -> None:

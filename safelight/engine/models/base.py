@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from safelight.engine.beginnings import Mask
     from safelight.engine.events import Pixels
     from safelight.engine.samplers import NoiseSchedule
+    from safelight.runs import LoraUse
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +49,14 @@ class ImageModel(Protocol):
     @property
     def networks(self) -> Sequence[torch.nn.Module]:
         """What holds its weights, and is moved when another model needs the device."""
+        ...
+
+    def register_loras(self, paths: Mapping[str, Path]) -> None:
+        """LoRA files by name, each to be read when it is first used."""
+        ...
+
+    def adapted(self, loras: tuple[LoraUse, ...]) -> ImageModel:
+        """The same model, sharing its weights, drawing with these LoRAs. Raises ModelError with the remedy."""
         ...
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from safelight.engine.models.weights import Place
 
-_UNET_ENDS = {
+UNET_ENDS = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
     "label_emb.0.0": "add_embedding.linear_1",
@@ -17,7 +17,7 @@ _UNET_ENDS = {
     "out.2": "conv_out",
 }
 
-_RESNET = {
+RESNET_LAYERS = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
     "emb_layers.1": "time_emb_proj",
@@ -62,12 +62,12 @@ _OPEN_CLIP_STACKED = re.compile(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(
 
 def unet_place(name: str, *, num_layers: int) -> Place | None:
     """Of a UNet with `num_layers` resnets in each block of its way down."""
-    for old, new in _UNET_ENDS.items():
+    for old, new in UNET_ENDS.items():
         if name.startswith(old + "."):
             return Place((new + name.removeprefix(old),))
     if name.startswith("middle_block."):
         number, _, rest = name.removeprefix("middle_block.").partition(".")
-        return Place((f"mid_block.{_MIDDLE[number]}.{_renamed(rest, _RESNET)}",)) if number in _MIDDLE else None
+        return Place((f"mid_block.{_MIDDLE[number]}.{_renamed(rest, RESNET_LAYERS)}",)) if number in _MIDDLE else None
     block = _UNET_BLOCK.fullmatch(name)
     return None if block is None else Place((_in_unet_block(*block.groups(), num_layers=num_layers),))
 
@@ -116,7 +116,7 @@ def _in_unet_block(way: str, index: str, part: str, rest: str, *, num_layers: in
     if rest.startswith("conv."):
         return f"{where}.upsamplers.0.{rest}"
     if part == "0":
-        return f"{where}.resnets.{layer}.{_renamed(rest, _RESNET)}"
+        return f"{where}.resnets.{layer}.{_renamed(rest, RESNET_LAYERS)}"
     return f"{where}.attentions.{layer}.{rest}"
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +18,14 @@ from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelW
 
 from safelight.engine.beginnings import Mask
 from safelight.engine.events import Pixels
+from safelight.engine.models.adapters import Adapters
 from safelight.engine.models.base import Conditioning, PictureLatent
 from safelight.engine.models.files import ModelFiles
 from safelight.engine.models.networks import load_text_encoder, load_unet, load_vae
 from safelight.engine.models.text import ClipPair, ClipPrompt, PromptEncoder
 from safelight.engine.samplers import NoiseSchedule
 from safelight.errors import ModelError
+from safelight.runs import LoraUse
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,10 +53,23 @@ class UNetModel:
         self._scale_factor = 2 ** (len(parts.vae.config["block_out_channels"]) - 1)
         self._num_channels = int(parts.unet.config["in_channels"])
         self._latent_scale = float(parts.vae.config["scaling_factor"])
+        encoders = zip(("text_encoder", "text_encoder_2"), parts.prompts.networks, strict=False)
+        self._adapters = Adapters({"unet": parts.unet, **dict(encoders)})
+        self._loras: tuple[LoraUse, ...] = ()
 
     @property
     def networks(self) -> tuple[torch.nn.Module, ...]:
-        return *self._parts.prompts.networks, self._parts.unet, self._parts.vae
+        return *self._parts.prompts.networks, self._parts.unet, self._parts.vae, *self._adapters.networks
+
+    def register_loras(self, paths: Mapping[str, Path]) -> None:
+        self._adapters.register(paths)
+
+    def adapted(self, loras: tuple[LoraUse, ...]) -> UNetModel:
+        for use in loras:
+            self._adapters.load(use.name)
+        view = copy.copy(self)
+        view._loras = loras
+        return view
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -67,7 +85,8 @@ class UNetModel:
 
     @torch.inference_mode()
     def encode(self, text: str, *, is_negative: bool = False) -> Conditioning:
-        return self._parts.prompts.encode(text, is_negative=is_negative)
+        with self._adapters.active(self._loras):
+            return self._parts.prompts.encode(text, is_negative=is_negative)
 
     @torch.inference_mode()
     def predict(
@@ -80,7 +99,8 @@ class UNetModel:
         sigma = sigma[:, None, None, None]
         variance = sigma.square() + 1.0
         x_in = (x * variance.rsqrt()).to(self._dtype, memory_format=torch.channels_last)
-        out = self._parts.unet(x_in, timestep, return_dict=False, **inputs)[0].float()
+        with self._adapters.active(self._loras):
+            out = self._parts.unet(x_in, timestep, return_dict=False, **inputs)[0].float()
         if self._parts.is_v_prediction:
             return torch.addcmul(x / variance, out, sigma * variance.rsqrt(), value=-1.0)
         return torch.addcmul(x, out, sigma, value=-1.0)
