@@ -84,6 +84,14 @@ _SPACINGS_OF: Mapping[SamplerName, tuple[Spacing, ...]] = {
 """Samplers that do not take them all: two know the trained timesteps only, one has the grid of its student."""
 
 
+@dataclass(frozen=True, slots=True)
+class LoraUse:
+    """A LoRA that its deployment knows by `name`, and how strongly it works."""
+
+    name: str
+    scale: float = 1.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunParams:
     """What a caller asks, with every default filled in. Image i of the run is drawn from `seed + i`.
@@ -106,6 +114,7 @@ class RunParams:
     deterministic: bool = False
     strength: float | None = None
     has_mask: bool = False
+    loras: tuple[LoraUse, ...] = ()
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -89,6 +89,19 @@ PREDICT_BODY: dict[str, Any] = {
             },
             "Draw each image by itself: the same pixels whatever else the server draws, for more work. Default false.",
         ),
+        "loras": _optional(
+            {
+                "type": "array",
+                "maxItems": 8,
+                "items": {
+                    "type": "object",
+                    "required": ["name"],
+                    "additionalProperties": False,
+                    "properties": {"name": {"type": "string"}, "scale": _optional(_NUMERIC, "Default 1; -10 to 10.")},
+                },
+            },
+            "LoRAs that the deployment knows, each with its scale. Default none.",
+        ),
         "hf_model_path": _optional({"type": "string"}, "Must name the deployment's own model."),
         "model_id": _optional({"type": "string"}, "Must name the deployment's own model."),
         "hf_token": {"description": "Taken and dropped."},

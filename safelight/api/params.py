@@ -11,7 +11,7 @@ from safelight.deployments import Deployment
 from safelight.errors import FieldError
 from safelight.inputs import InputShape
 from safelight.keys import Allowance
-from safelight.runs import MAX_SEED, OutputFormat, RunParams, SamplerName, Spacing
+from safelight.runs import MAX_SEED, LoraUse, OutputFormat, RunParams, SamplerName, Spacing
 
 DEFAULT_STRENGTH = 0.8
 
@@ -53,6 +53,7 @@ class NewParams:
     strength: float | None = None
     init_image: bytes | RunImage | None = None
     mask: bytes | RunImage | None = None
+    loras: tuple[LoraUse, ...] | None = None
     models: tuple[tuple[str, str], ...] = ()
     webhook_endpoint: str | None = None
     deadline_ms: int | None = None
@@ -87,14 +88,20 @@ def complete(
         deterministic=bool(asked.deterministic),
         strength=None if picture is None else _first(asked.strength, DEFAULT_STRENGTH),
         has_mask=asked.mask is not None,
+        loras=_first(asked.loras, ()),
     )
 
 
 def find_wrong(asked: NewParams, params: RunParams, deployment: Deployment) -> tuple[FieldError, ...]:
     """Every wrong field of a request, one entry each: unreadable, over a limit, or naming another model."""
-    over = (*deployment.limits.check(params), *_check_seed(params, deployment), *_check_models(asked, deployment))
+    over = (
+        *deployment.limits.check(params),
+        *_check_seed(params, deployment),
+        *_check_models(asked, deployment),
+        *([] if "init_image" in {error.field for error in asked.wrong} else _check_start(asked)),
+        *_check_loras(params, deployment),
+    )
     unreadable = {error.field for error in asked.wrong}
-    over += () if "init_image" in unreadable else _check_start(asked)
     judged = (*over, *_check_deadline(asked.deadline_ms))
     return (*asked.wrong, *(error for error in judged if error.field not in unreadable))
 
@@ -155,6 +162,15 @@ def _check_models(asked: NewParams, deployment: Deployment) -> tuple[FieldError,
         for field, model in asked.models
         if model.casefold() not in names
     )
+
+
+def _check_loras(params: RunParams, deployment: Deployment) -> tuple[FieldError, ...]:
+    known = deployment.serving.loras
+    unknown = [use.name for use in params.loras if use.name not in known]
+    if not unknown:
+        return ()
+    offered = f"it has {', '.join(known)}" if known else "it has none"
+    return (FieldError("loras", f"{shorten(unknown[0])} is no LoRA of {deployment.name}: {offered}"),)
 
 
 def _names_of_model(deployment: Deployment) -> frozenset[str]:

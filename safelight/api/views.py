@@ -20,6 +20,11 @@ class View(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, from_attributes=True)
 
 
+class LoraView(View):
+    name: str
+    scale: float
+
+
 class ParamsView(View):
     """What was asked, with every default filled in."""
 
@@ -37,6 +42,7 @@ class ParamsView(View):
     deterministic: bool
     strength: float | None = Field(description="How much an init_image was changed; null without one.")
     has_mask: bool = Field(description="Whether only a part of the init_image was changed.")
+    loras: tuple[LoraView, ...]
 
 
 class ProvenanceView(View):
@@ -141,6 +147,7 @@ class ServingView(View):
     cooldown_seconds: float = Field(description="How long without a run until it is unloaded; 0: it stays.")
     long_prompts: bool = Field(description="Whether prompts over the text encoder's window are read whole.")
     prompt_weights: bool = Field(description="Whether `(word:1.2)` weighs a word.")
+    loras: tuple[str, ...]
 
 
 class DeploymentView(View):

@@ -73,6 +73,7 @@ class PredictParams(TypedDict, total=False):
     spacing: str
     output_format: str
     deterministic: bool
+    loras: list[dict[str, str | float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

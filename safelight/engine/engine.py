@@ -33,6 +33,7 @@ from safelight.engine.rows import Rows
 from safelight.engine.samplers import step_table
 from safelight.engine.scheduler import Scheduler
 from safelight.engine.tasks import Assignment, Batch, BatchKey, ImageTask, LiveRun
+from safelight.errors import ModelError
 from safelight.metrics import EngineFigures
 from safelight.runs import DEADLINE_MISSED, RunError
 
@@ -110,12 +111,12 @@ class Engine:
                 self._fail(run, faults.MODEL_UNLOADED)
 
     def submit(self, assignment: Assignment) -> None:
-        """Take the images of `assignment` in. A model that is not loaded is answered by an AssignmentFailed."""
+        """Take the images of `assignment` in. A model that is not loaded, and a LoRA that cannot be read, are
+        answered by an AssignmentFailed."""
         assert assignment.run_id not in self._runs, "a run is submitted once"
-        model = self._models.get(assignment.model_key)
-        if model is None:
-            error = faults.model_not_loaded(assignment.model_key)
-            self._events.append((assignment.run_id, AssignmentFailed(error, 0.0)))
+        model = self._model_of(assignment)
+        if isinstance(model, RunError):
+            self._events.append((assignment.run_id, AssignmentFailed(model, 0.0)))
             return
         params = assignment.params
         table = step_table(
@@ -136,7 +137,7 @@ class Engine:
         if assignment.deadline_seconds is not None:
             run.deadline_at = self._now() + assignment.deadline_seconds
         shape = model.latent_shape(params.height, params.width)
-        key = BatchKey(assignment.model_key, shape, model.conditioning_shape)
+        key = BatchKey(assignment.model_key, shape, model.conditioning_shape, params.loras)
         self._runs[run.run_id] = run
         for index in assignment.indices:
             task = ImageTask(run=run, index=index, seed=params.seed + index, key=key, table=table)
@@ -149,6 +150,15 @@ class Engine:
             else:
                 self._finished.append(task)
         self._end_if_done(run)
+
+    def _model_of(self, assignment: Assignment) -> ImageModel | RunError:
+        model = self._models.get(assignment.model_key)
+        if model is None:
+            return faults.model_not_loaded(assignment.model_key)
+        try:
+            return model.adapted(assignment.params.loras) if assignment.params.loras else model
+        except ModelError as error:
+            return faults.lora_failed(error)
 
     def cancel(self, run_id: str) -> None:
         """Out before the next step. A run that is not under way is ignored: it has ended."""
@@ -214,10 +224,12 @@ class Engine:
         params, model, key = run.assignment.params, run.model, run.assignment.model_key
         try:
             if params.is_guided:
-                run.negative = self._prompts.encode(key, model, params.negative_prompt, is_negative=True)
+                run.negative = self._prompts.encode(
+                    key, model, params.negative_prompt, is_negative=True, loras=params.loras
+                )
             if run.assignment.picture is not None:
                 run.start = encode_start(model, run.assignment.picture)
-            run.prompt = self._prompts.encode(key, model, params.prompt)
+            run.prompt = self._prompts.encode(key, model, params.prompt, loras=params.loras)
         except Exception as error:
             log.exception("encoding failed", extra={"run_id": run.run_id})
             return faults.encode_failed(error)

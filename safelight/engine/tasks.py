@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safelight.engine.models.base import Reading
 from safelight.engine.samplers import SIGMA
-from safelight.runs import RunParams
+from safelight.runs import LoraUse, RunParams
 
 if TYPE_CHECKING:
     import torch
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
 class ModelSpec:
     """A model to load: the name assignments call it by (such as `name@3`) and the folder of its weights.
 
-    A pinned one is never moved out for others; one with a cooldown goes after so long without a run.
+    `loras` are the files that its runs may name. A pinned one is never moved out for others; one with a cooldown goes after so long without a run.
     """
 
     key: str
     folder: Path
+    loras: Mapping[str, Path] = field(default_factory=dict)
+    reading: Reading = Reading()
     is_pinned: bool = False
     cooldown_seconds: float = 0.0
 
@@ -35,7 +39,7 @@ class ModelSpec:
 class Assignment:
     """The part of a run that is still to draw: `indices` names its images, each drawn from `seed + index`.
 
-    `checkpoint` is how far an earlier claim came, `picture` what the images begin from. The device's time is shared between `key_id`s by their `weight`.
+    `checkpoint` is how far an earlier claim came, `picture` what the images begin from instead of noise alone. The device's time is shared between `key_id`s by their `weight`.
     """
 
     run_id: str
@@ -57,6 +61,7 @@ class BatchKey:
     model_key: str
     latent_shape: tuple[int, int, int]
     conditioning_shape: tuple[int, int]
+    loras: tuple[LoraUse, ...] = ()
 
 
 @dataclass(slots=True, eq=False)

@@ -17,6 +17,7 @@ from safelight.runs import (
     DeliveryStatus,
     EndpointStatus,
     ImageRecord,
+    LoraUse,
     OutputFormat,
     Provenance,
     Run,
@@ -36,6 +37,8 @@ ENUMS: Mapping[str, Callable[[Any], Any]] = {
     "sampler": SamplerName,
     "spacing": Spacing,
     "output_format": OutputFormat,
+    "loras": lambda uses: tuple(LoraUse(**use) for use in uses),
+    "lora_files": lambda files: tuple((name, file) for name, file in files),
 }
 """The fields of the above that are more than JSON's own kinds."""
 

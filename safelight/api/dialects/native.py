@@ -16,7 +16,7 @@ from safelight.api.errors import problem_answer
 from safelight.api.params import NewParams, RunImage, shorten
 from safelight.envelope import accepted_body, success_body
 from safelight.errors import BodyTooLarge, FieldError, MalformedBody, SafelightError
-from safelight.runs import OutputFormat, Run, SamplerName, Spacing
+from safelight.runs import LoraUse, OutputFormat, Run, SamplerName, Spacing
 from safelight.sampler_names import read_sampler, read_spacing
 
 T = TypeVar("T")
@@ -26,6 +26,9 @@ MAX_DEPTH = 32
 """Deepest nesting of a body; the contract's own is 1."""
 
 MAX_URL_CHARS = 2048
+
+MAX_LORAS = 8
+MAX_LORA_SCALE = 10.0
 
 PICTURE_KEYS = ("init_image", "mask")
 
@@ -89,6 +92,7 @@ def to_params(body: Mapping[str, object]) -> NewParams:
         init_image=reader.take("init_image", _picture),
         mask=reader.take("mask", _picture),
         deterministic=reader.take("deterministic", _boolean),
+        loras=reader.take("loras", _loras),
         models=tuple((key, model) for key in _MODEL_KEYS if (model := reader.take(key, _text)) is not None),
         webhook_endpoint=reader.take("webhook_endpoint", _url),
         deadline_ms=reader.take("deadline_ms", _integer),
@@ -254,6 +258,25 @@ def _one_of(names: type[E], value: object) -> E:
     if isinstance(value, str) and value.strip().lower() in set(names):
         return names(value.strip().lower())
     raise _Unreadable(f"{shorten(value)} is not one of {', '.join(names)}")
+
+
+def _loras(value: object) -> tuple[LoraUse, ...]:
+    """`[{"name": "...", "scale": 1.0}]`; without a scale it works fully."""
+    if not isinstance(value, list) or len(value) > MAX_LORAS:
+        raise _Unreadable(f"{shorten(value)} is not a list of at most {MAX_LORAS} objects with name and scale")
+    uses = tuple(_lora(each) for each in value)
+    if len({use.name for use in uses}) < len(uses):
+        raise _Unreadable(f"{shorten(value)} names a LoRA twice; add its scales up")
+    return uses
+
+
+def _lora(value: object) -> LoraUse:
+    if not isinstance(value, dict) or not {"name"} <= value.keys() <= {"name", "scale"}:
+        raise _Unreadable(f"{shorten(value)} is not an object with name and scale, and nothing else")
+    scale = _number(1.0 if value.get("scale") is None else value["scale"])
+    if abs(scale) > MAX_LORA_SCALE:
+        raise _Unreadable(f"the scale {scale} is not between -{MAX_LORA_SCALE} and {MAX_LORA_SCALE}")
+    return LoraUse(_text(value["name"]), scale)
 
 
 def _picture(value: object) -> bytes | RunImage:
