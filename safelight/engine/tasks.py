@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safelight.engine.models.base import Reading
 from safelight.engine.samplers import SIGMA
 from safelight.runs import LoraUse, RunParams
 
@@ -30,7 +29,6 @@ class ModelSpec:
     key: str
     folder: Path
     loras: Mapping[str, Path] = field(default_factory=dict)
-    reading: Reading = Reading()
     is_pinned: bool = False
     cooldown_seconds: float = 0.0
 
