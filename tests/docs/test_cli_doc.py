@@ -45,6 +45,7 @@ def test_every_flag_is_documented_under_its_command_or_as_common():
 
 
 def test_no_flag_is_documented_that_does_not_exist():
-    known = {flag for _, command in leaves() for parameter in command.params for flag in parameter.opts}
+    parameters = [parameter for _, command in leaves() for parameter in command.params]
+    known = {flag for each in parameters for flag in (*each.opts, *each.secondary_opts)}
     known |= {"--version", "--help"}
     assert set(re.findall(r"`(--[a-z-]+)", TEXT)) <= known
