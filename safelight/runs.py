@@ -127,6 +127,11 @@ class RunParams:
         return self.guidance_scale > 1.0
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """What the text encoder reads."""
+        return (self.prompt, self.negative_prompt) if self.is_guided else (self.prompt,)
+
+    @property
     def num_skipped_steps(self) -> int:
         """The first steps, which a run that begins from a picture leaves out; one step is always left."""
         if self.strength is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from safelight.engine.models.base import Conditioning, PictureLatent
+from safelight.engine.models.base import Conditioning, PictureLatent, Reading
 from safelight.errors import ModelError
 from safelight.runs import LoraUse
 
@@ -54,6 +54,7 @@ class FakeModel:
         self._decode_seconds = decode_seconds
         self._max_rows = max_rows
         self._num_bytes = num_bytes
+        self._reading = Reading()
         self._loras: frozenset[str] = frozenset()
         self._fault_of = {_value(text): fault for text, fault in (faults or {}).items()}
         self.calls = {"encode": 0, "predict": 0, "decode": 0}
@@ -101,13 +102,19 @@ class FakeModel:
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return 4, math.ceil(height / 8), math.ceil(width / 8)
 
-    def encode(self, text: str, *, is_negative: bool = False) -> Conditioning:
-        """Reads `NUM_TOKENS` words."""
+    def set_reading(self, reading: Reading) -> None:
+        self._reading = reading
+
+    def count_windows(self, text: str) -> int:
+        return max(1, math.ceil(len(text.split()) / NUM_TOKENS)) if self._reading.is_long else 1
+
+    def encode(self, text: str, *, is_negative: bool = False, num_windows: int = 1) -> Conditioning:
+        """Reads `NUM_TOKENS` words in each window."""
         import torch  # noqa: PLC0415
 
         self.calls["encode"] += 1
-        cut = " ".join(text.split()[NUM_TOKENS:])
-        return Conditioning(torch.full((NUM_TOKENS, WIDTH), _value(text)), cut)
+        num_read = num_windows * NUM_TOKENS
+        return Conditioning(torch.full((num_read, WIDTH), _value(text)), " ".join(text.split()[num_read:]))
 
     def predict(
         self, x: torch.Tensor, sigma: torch.Tensor, timestep: torch.Tensor, conditioning: torch.Tensor

@@ -26,7 +26,7 @@ from safelight.engine.events import (
 )
 from safelight.engine.forecast import Forecast
 from safelight.engine.meter import Meter
-from safelight.engine.models.base import ImageModel
+from safelight.engine.models.base import Conditioning, ImageModel
 from safelight.engine.previews import Previews
 from safelight.engine.prompts import PromptCache
 from safelight.engine.rows import Rows
@@ -137,7 +137,8 @@ class Engine:
         if assignment.deadline_seconds is not None:
             run.deadline_at = self._now() + assignment.deadline_seconds
         shape = model.latent_shape(params.height, params.width)
-        key = BatchKey(assignment.model_key, shape, model.conditioning_shape, params.loras)
+        num_windows = max(model.count_windows(text) for text in params.texts)
+        key = BatchKey(assignment.model_key, shape, model.conditioning_shape, params.loras, num_windows)
         self._runs[run.run_id] = run
         for index in assignment.indices:
             task = ImageTask(run=run, index=index, seed=params.seed + index, key=key, table=table)
@@ -221,21 +222,31 @@ class Engine:
         return Batch(batch.key, alive) if alive else None
 
     def _encode(self, run: LiveRun) -> EncodedPrompt | RunError:
-        params, model, key = run.assignment.params, run.model, run.assignment.model_key
+        params, model = run.assignment.params, run.model
         try:
             if params.is_guided:
-                run.negative = self._prompts.encode(
-                    key, model, params.negative_prompt, is_negative=True, loras=params.loras
-                )
+                run.negative = self._encode_text(run, params.negative_prompt, is_negative=True)
             if run.assignment.picture is not None:
                 run.start = encode_start(model, run.assignment.picture)
-            run.prompt = self._prompts.encode(key, model, params.prompt, loras=params.loras)
+            run.prompt = self._encode_text(run, params.prompt)
         except Exception as error:
             log.exception("encoding failed", extra={"run_id": run.run_id})
             return faults.encode_failed(error)
         cut = {"prompt": run.prompt.cut, "negative_prompt": run.negative.cut if run.negative else ""}
         limit = f"is longer than the {model.num_prompt_tokens} tokens this model reads; not read was:"
         return EncodedPrompt(tuple(f"{field} {limit} {text}" for field, text in cut.items() if text))
+
+    def _encode_text(self, run: LiveRun, text: str, *, is_negative: bool = False) -> Conditioning:
+        """Prompt and negative prompt are of one length: the shorter is filled up with empty windows."""
+        key = run.tasks[0].key
+        return self._prompts.encode(
+            key.model_key,
+            run.model,
+            text,
+            is_negative=is_negative,
+            loras=key.loras,
+            num_windows=key.num_windows,
+        )
 
     def _draw(self, batch: Batch) -> None:
         started = self._now()

@@ -206,15 +206,16 @@ class EngineHost:
         return Residents(
             residency,
             self,
-            load=self._load_with_loras,
+            load=self._load_as_served,
             estimate=lambda spec: self._estimate(spec.folder),
             tell=self._tell,
             now=self._now,
         )
 
-    def _load_with_loras(self, spec: ModelSpec) -> ImageModel:
+    def _load_as_served(self, spec: ModelSpec) -> ImageModel:
         model = self._load(spec.folder)
         model.register_loras(spec.loras)
+        model.set_reading(spec.reading)
         return model
 
     def _deliver(self, events: list[tuple[str, EngineEvent]]) -> None:

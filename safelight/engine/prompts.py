@@ -7,8 +7,8 @@ from collections import OrderedDict
 from safelight.engine.models.base import Conditioning, ImageModel
 from safelight.runs import LoraUse
 
-_Asked = tuple[str, str, bool, tuple[LoraUse, ...]]
-"""Model, text, whether it stands on the negative side, and what changes the encoder."""
+_Asked = tuple[str, str, bool, tuple[LoraUse, ...], int]
+"""Model, text, whether it stands on the negative side, what changes the encoder, and in how many windows."""
 
 
 class PromptCache:
@@ -27,16 +27,17 @@ class PromptCache:
         *,
         is_negative: bool = False,
         loras: tuple[LoraUse, ...] = (),
+        num_windows: int = 1,
     ) -> Conditioning:
         """The conditioning of `text`, from the cache where it is there."""
-        asked = (model_key, text, is_negative, loras)
+        asked = (model_key, text, is_negative, loras, num_windows)
         if not text:
             if asked not in self._empty:
-                self._empty[asked] = model.encode(text, is_negative=is_negative)
+                self._empty[asked] = model.encode(text, is_negative=is_negative, num_windows=num_windows)
             return self._empty[asked]
         found = self._kept.get(asked)
         if found is None:
-            found = self._kept[asked] = model.encode(text, is_negative=is_negative)
+            found = self._kept[asked] = model.encode(text, is_negative=is_negative, num_windows=num_windows)
         self._kept.move_to_end(asked)
         while len(self._kept) > self._size:
             self._kept.popitem(last=False)

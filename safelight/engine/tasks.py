@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safelight.engine.models.base import Reading
 from safelight.engine.samplers import SIGMA
 from safelight.runs import LoraUse, RunParams
 
@@ -29,6 +30,7 @@ class ModelSpec:
     key: str
     folder: Path
     loras: Mapping[str, Path] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
     is_pinned: bool = False
     cooldown_seconds: float = 0.0
 
@@ -60,6 +62,8 @@ class BatchKey:
     latent_shape: tuple[int, int, int]
     conditioning_shape: tuple[int, int]
     loras: tuple[LoraUse, ...] = ()
+    num_windows: int = 1
+    """How many times the conditioning is as long as that of a prompt that takes one window."""
 
 
 @dataclass(slots=True, eq=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from safelight.deployments import Deployment, DeploymentStatus
 from safelight.engine.host import EngineHost
+from safelight.engine.models.base import Reading
 from safelight.engine.residents import ModelState
 from safelight.engine.tasks import ModelSpec
 from safelight.errors import ModelError, TryLater
@@ -61,6 +62,7 @@ class Models:
             model_key(deployment),
             await self._folder_of(deployment),
             loras={name: Path(file) for name, file in serving.lora_files},
+            reading=Reading(is_long=serving.long_prompts, is_weighted=serving.prompt_weights),
             is_pinned=serving.pin,
             cooldown_seconds=serving.cooldown_seconds,
         )

@@ -25,6 +25,14 @@ class Conditioning:
     cut: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How prompts are read: those over the text encoder's window whole or cut, `(word:1.2)` as a weight or as it stands."""
+
+    is_long: bool = False
+    is_weighted: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PictureLatent:
     """An encoded picture: the latents [C, h, w] in float32 that may be meant, by their mean and deviation."""
@@ -61,7 +69,7 @@ class ImageModel(Protocol):
 
     @property
     def conditioning_shape(self) -> tuple[int, int]:
-        """(L, D), the same for every prompt."""
+        """(L, D) of a prompt that takes one window."""
         ...
 
     @property
@@ -69,12 +77,20 @@ class ImageModel(Protocol):
         """How many tokens of a prompt are read."""
         ...
 
+    def set_reading(self, reading: Reading) -> None:
+        """How prompts are read from now on."""
+        ...
+
+    def count_windows(self, text: str) -> int:
+        """How many windows of the text encoder a prompt wants; 1 where it is cut."""
+        ...
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent that holds a picture of `height` x `width` pixels."""
         ...
 
-    def encode(self, text: str, *, is_negative: bool = False) -> Conditioning:
-        """Encode one prompt. Some models know an empty negative prompt from an empty prompt."""
+    def encode(self, text: str, *, is_negative: bool = False, num_windows: int = 1) -> Conditioning:
+        """Encode one prompt in so many windows. Some models know an empty negative prompt from an empty prompt."""
         ...
 
     def predict(

@@ -10,11 +10,14 @@ from torch.nn.functional import pad
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-from safelight.engine.models.base import Conditioning
+from safelight.engine.models.base import Conditioning, Reading
+from safelight.engine.models.windows import count_windows, read_windows, window_of
 
 
 class PromptEncoder(Protocol):
     """The text side of a model."""
+
+    reading: Reading
 
     @property
     def networks(self) -> tuple[torch.nn.Module, ...]: ...
@@ -25,7 +28,9 @@ class PromptEncoder(Protocol):
     @property
     def num_prompt_tokens(self) -> int: ...
 
-    def encode(self, text: str, *, is_negative: bool) -> Conditioning: ...
+    def count_windows(self, text: str) -> int: ...
+
+    def encode(self, text: str, *, is_negative: bool, num_windows: int = 1) -> Conditioning: ...
 
     def denoiser_inputs(self, conditioning: torch.Tensor, *, height: int, width: int) -> Mapping[str, object]:
         """What the denoiser takes beside latents and timesteps, for conditionings [R, L, D] and a picture's sides."""
@@ -36,6 +41,7 @@ class ClipPrompt:
     """One text encoder; its last output, normed, is what the denoiser listens to."""
 
     def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> None:
+        self.reading = Reading()
         self._tokenizer = tokenizer
         self._encoder = encoder
         self._uses_mask = bool(getattr(encoder.config, "use_attention_mask", False))
@@ -53,12 +59,15 @@ class ClipPrompt:
     def conditioning_shape(self) -> tuple[int, int]:
         return window_of(self._tokenizer), int(self._encoder.config.hidden_size)
 
-    def encode(self, text: str, *, is_negative: bool) -> Conditioning:
-        tokens = tokenize(self._tokenizer, text)
+    def count_windows(self, text: str) -> int:
+        return count_windows(self._tokenizer, text, self.reading)
+
+    def encode(self, text: str, *, is_negative: bool, num_windows: int = 1) -> Conditioning:
+        windows = read_windows(self._tokenizer, text, self.reading, num_windows=num_windows)
         device = self._encoder.device
-        mask = tokens["attention_mask"].to(device) if self._uses_mask else None
-        hidden = self._encoder(tokens["input_ids"].to(device), attention_mask=mask)[0][0]
-        return Conditioning(hidden, cut_of(self._tokenizer, text))
+        mask = windows.mask.to(device) if self._uses_mask else None
+        hidden = self._encoder(windows.ids.to(device), attention_mask=mask)[0]
+        return Conditioning(windows.weigh(hidden).flatten(0, 1), windows.cut)
 
     def denoiser_inputs(self, conditioning: torch.Tensor, *, height: int, width: int) -> Mapping[str, object]:
         return {"encoder_hidden_states": conditioning}
@@ -75,6 +84,7 @@ class ClipPair:
         *,
         has_blank_negative: bool,
     ) -> None:
+        self.reading = Reading()
         self._tokenizers = tokenizers
         self._encoders = encoders
         self._has_blank_negative = has_blank_negative
@@ -93,16 +103,22 @@ class ClipPair:
     def conditioning_shape(self) -> tuple[int, int]:
         return window_of(self._tokenizers[0]) + 1, sum(int(each.config.hidden_size) for each in self._encoders)
 
-    def encode(self, text: str, *, is_negative: bool) -> Conditioning:
+    def count_windows(self, text: str) -> int:
+        return count_windows(self._tokenizers[0], text, self.reading)
+
+    def encode(self, text: str, *, is_negative: bool, num_windows: int = 1) -> Conditioning:
         first, second = self._encoders
+        window, width = window_of(self._tokenizers[0]), self.conditioning_shape[1]
         if is_negative and not text and self._has_blank_negative:
-            return Conditioning(torch.zeros(self.conditioning_shape, dtype=first.dtype, device=first.device))
-        ids = [tokenize(tokenizer, text)["input_ids"].to(first.device) for tokenizer in self._tokenizers]
-        one = first(ids[0], output_hidden_states=True).hidden_states[-2][0]
-        other = second(ids[1], output_hidden_states=True)
-        hidden = torch.cat([one, other.hidden_states[-2][0]], dim=-1)
-        summary = pad(other.text_embeds, (0, hidden.shape[-1] - self._summary_width))
-        return Conditioning(torch.cat([hidden, summary]), cut_of(self._tokenizers[0], text))
+            blank = torch.zeros(num_windows * window + 1, width, dtype=first.dtype, device=first.device)
+            return Conditioning(blank)
+        one, two = (read_windows(each, text, self.reading, num_windows=num_windows) for each in self._tokenizers)
+        outputs = second(two.ids.to(first.device), output_hidden_states=True)
+        heard = one.weigh(first(one.ids.to(first.device), output_hidden_states=True).hidden_states[-2])
+        hidden = torch.cat([heard, two.weigh(outputs.hidden_states[-2])], dim=-1).flatten(0, 1)
+        # Of a long prompt the first window's: what is meant stands there.
+        summary = pad(outputs.text_embeds[:1], (0, width - self._summary_width))
+        return Conditioning(torch.cat([hidden, summary]), one.cut)
 
     def denoiser_inputs(self, conditioning: torch.Tensor, *, height: int, width: int) -> Mapping[str, object]:
         """The picture is said to be whole and as large as it is drawn: original size, no crop, target size."""
@@ -114,23 +130,3 @@ class ClipPair:
                 "time_ids": sides.expand(len(conditioning), -1),
             },
         }
-
-
-def window_of(tokenizer: CLIPTokenizer) -> int:
-    """Tokens of one prompt, the start and end tokens among them."""
-    return int(tokenizer.model_max_length)
-
-
-def tokenize(tokenizer: CLIPTokenizer, text: str) -> Mapping[str, torch.Tensor]:
-    """`input_ids` and `attention_mask`, [1, L]: cut or filled up to the window."""
-    tokens: Mapping[str, torch.Tensor] = tokenizer(
-        text, padding="max_length", max_length=window_of(tokenizer), truncation=True, return_tensors="pt"
-    )
-    return tokens
-
-
-def cut_of(tokenizer: CLIPTokenizer, text: str) -> str:
-    """The end of the text that does not fit the window, as it was written."""
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    num_read = window_of(tokenizer) - 2
-    return text[offsets[num_read][0] :].strip() if len(offsets) > num_read else ""

@@ -19,7 +19,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelW
 from safelight.engine.beginnings import Mask
 from safelight.engine.events import Pixels
 from safelight.engine.models.adapters import Adapters
-from safelight.engine.models.base import Conditioning, PictureLatent
+from safelight.engine.models.base import Conditioning, PictureLatent, Reading
 from safelight.engine.models.files import ModelFiles
 from safelight.engine.models.networks import load_text_encoder, load_unet, load_vae
 from safelight.engine.models.text import ClipPair, ClipPrompt, PromptEncoder
@@ -80,13 +80,19 @@ class UNetModel:
     def conditioning_shape(self) -> tuple[int, int]:
         return self._parts.prompts.conditioning_shape
 
+    def set_reading(self, reading: Reading) -> None:
+        self._parts.prompts.reading = reading
+
+    def count_windows(self, text: str) -> int:
+        return self._parts.prompts.count_windows(text)
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return self._num_channels, math.ceil(height / self._scale_factor), math.ceil(width / self._scale_factor)
 
     @torch.inference_mode()
-    def encode(self, text: str, *, is_negative: bool = False) -> Conditioning:
+    def encode(self, text: str, *, is_negative: bool = False, num_windows: int = 1) -> Conditioning:
         with self._adapters.active(self._loras):
-            return self._parts.prompts.encode(text, is_negative=is_negative)
+            return self._parts.prompts.encode(text, is_negative=is_negative, num_windows=num_windows)
 
     @torch.inference_mode()
     def predict(
