@@ -102,8 +102,9 @@ def read_tensors(
 
 
 def count_elements(file: Path) -> int:
-    """Numbers in all its tensors, by its header. Raises ModelError."""
-    return sum(math.prod(shape) for shape in read_header(file).shapes.values())
+    """Numbers in all its tensors but a second copy kept for training, by its header. Raises ModelError."""
+    shapes = read_header(file).shapes
+    return sum(math.prod(shape) for name, shape in shapes.items() if not name.startswith("model_ema."))
 
 
 _AGAIN = "config and weights belong to different models, or a download was cut short: download the model again"
