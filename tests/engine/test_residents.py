@@ -93,6 +93,24 @@ async def test_the_model_used_least_recently_gives_way_and_comes_back_on_its_nex
     assert told.of("c@1") == ["starting", "active"]
 
 
+async def test_a_model_kept_in_host_memory_comes_back_without_being_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[str] = []
+
+    def load(folder: Path) -> ImageModel:
+        loads.append(folder.name)
+        return FakeModel(num_bytes=4 * MB)
+
+    monkeypatch.setattr("safelight.engine.host.host_bytes", lambda settings, device: 5 * MB)
+    async with hosting(load, budget_mb=5) as (host, told):
+        for name in ("a", "b", "a", "b"):
+            assert isinstance((await draw(host, name))[-1], AssignmentDone)
+        assert loads == ["a", "b"]
+        await draw(host, "c")
+        assert host.models.keys == {"b@1", "c@1"}, "host memory has room for one"
+    [kept, *_] = [state.reason for state in told.states if state.key == "a@1" and state.reason]
+    assert kept == "kept in host memory"
+
+
 async def test_a_model_that_was_dropped_is_out_of_memory() -> None:
     made: list[weakref.ref[FakeModel]] = []
 
