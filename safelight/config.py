@@ -106,6 +106,13 @@ class EngineSettings(_Section):
         description="Weights on one device, in millions of bytes; over it the least recently used model moves out."
         " Unset: three quarters of a GPU's memory, half of the host's for a CPU.",
     )
+    drawing_memory_mb: int | None = Field(
+        None,
+        ge=1,
+        description="Memory of one device, in millions of bytes, for what networks make while they draw: batches are"
+        " kept within it, and pictures that cannot fit are refused. Unset: what a GPU has beside its weights; on a"
+        " CPU no limit.",
+    )
     host_memory_mb: int | None = Field(
         None,
         ge=0,

@@ -142,6 +142,7 @@ class Deployment:
     status: DeploymentStatus = DeploymentStatus.COLD
     status_reason: str = ""
     load_seconds: float | None = None
+    max_pixels: int | None = None
 
 
 def check_name(name: str) -> None:

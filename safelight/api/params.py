@@ -106,6 +106,22 @@ def find_wrong(asked: NewParams, params: RunParams, deployment: Deployment) -> t
     return (*asked.wrong, *(error for error in judged if error.field not in unreadable))
 
 
+def find_unfit(params: RunParams, deployment: Deployment) -> tuple[FieldError, ...]:
+    """The sides of a picture that is too large for the memory of the worker that has the deployment's model."""
+    most = deployment.max_pixels
+    if most is None or params.height * params.width <= most:
+        return ()
+    multiple = deployment.limits.side_multiple
+    rule = f"does not fit into the memory of the device, which draws {most} pixels"
+    return tuple(
+        FieldError(
+            field,
+            f"{params.height} x {params.width} {rule}; with the other side as it is {most // other // multiple * multiple} does",
+        )
+        for field, other in (("height", params.width), ("width", params.height))
+    )
+
+
 def find_unaffordable(params: RunParams, allowance: Allowance) -> tuple[FieldError, ...]:
     """What this key can never ask for in one request, however long it waits."""
     per_day, per_minute = allowance.images_per_day, allowance.pixel_steps_per_minute

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from safelight.api.params import FRESH_SEEDS, NewParams, complete, find_unaffordable, find_wrong, shorten
+from safelight.api.params import FRESH_SEEDS, NewParams, complete, find_unaffordable, find_unfit, find_wrong, shorten
 from safelight.api.starting import Pictures, keep_pictures, take_pictures
 from safelight.api.webhooks import Webhooks
 from safelight.config import ServerSettings
@@ -153,7 +153,7 @@ class Service:
         start = pictures.get(InputName.INIT_IMAGE)
         params = complete(asked, deployment, fresh_seed=self._draw_seed(), picture=start.shape if start else None)
         wrong = (*find_wrong(asked, params, deployment), *unfit, *self._wrong_webhook(asked.webhook_endpoint))
-        wrong = wrong or find_unaffordable(params, key.allowance)
+        wrong = wrong or find_unfit(params, deployment) or find_unaffordable(params, key.allowance)
         if wrong:
             raise InvalidFields(wrong)
         new = NewRun(

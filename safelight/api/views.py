@@ -158,6 +158,7 @@ class DeploymentView(View):
     status: DeploymentStatus
     status_reason: str
     load_seconds: float | None = Field(description="How long it last took to bring the model to the device.")
+    max_pixels: int | None = Field(description="Of a picture that fits into the device's memory; null: not known.")
     predict_url: str
     created_at: Time
     defaults: DefaultsView
@@ -222,6 +223,7 @@ def deployment_view(deployment: Deployment) -> DeploymentView:
         status=deployment.status,
         status_reason=deployment.status_reason,
         load_seconds=deployment.load_seconds,
+        max_pixels=deployment.max_pixels,
         predict_url=f"/{deployment.name}/predict",
         created_at=to_iso(deployment.created_at),
         defaults=_defaults_view(deployment.defaults),

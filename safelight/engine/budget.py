@@ -29,6 +29,16 @@ def device_bytes(settings: EngineSettings, device: str) -> int:
     return int(HOST_SHARE * _host_memory())
 
 
+def drawing_bytes(settings: EngineSettings, device: str) -> int | None:
+    """For what networks make while they draw on `device`; None: nobody knows, and it is tried."""
+    if settings.drawing_memory_mb is not None:
+        return settings.drawing_memory_mb * 10**6
+    place = torch.device(device)
+    if place.type != "cuda":
+        return None
+    return max(0, torch.cuda.get_device_properties(place).total_memory - device_bytes(settings, device))
+
+
 def host_bytes(settings: EngineSettings, device: str) -> int:
     """For models that were moved out of a GPU; a CPU has them in host memory anyway."""
     if torch.device(device).type == "cpu":

@@ -25,6 +25,7 @@ from safelight.engine.events import (
     StepDone,
 )
 from safelight.engine.forecast import Forecast
+from safelight.engine.memory import MemoryPlan, watch_peak
 from safelight.engine.meter import Meter
 from safelight.engine.models.base import Conditioning, ImageModel
 from safelight.engine.previews import Previews
@@ -35,7 +36,7 @@ from safelight.engine.scheduler import Scheduler
 from safelight.engine.tasks import Assignment, Batch, BatchKey, ImageTask, LiveRun
 from safelight.errors import ModelError
 from safelight.metrics import EngineFigures
-from safelight.runs import DEADLINE_MISSED, RunError
+from safelight.runs import DEADLINE_MISSED, RunError, RunParams
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Engine:
         max_batch_rows: int = 16,
         prompt_cache_size: int = 256,
         checkpoint_seconds: float | None = None,
+        drawing_bytes: int | None = None,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._max_resident_images = max_resident_images
@@ -64,6 +66,7 @@ class Engine:
         self._scheduler = Scheduler(max_rows=max_batch_rows, costs=self._costs)
         self._forecast = Forecast(self._scheduler, self._costs)
         self._meter = Meter()
+        self._memory = MemoryPlan(drawing_bytes)
         self._runs: dict[str, LiveRun] = {}
         self._finished: deque[ImageTask] = deque()
         self._snapshots: list[tuple[LiveRun, Snapshot]] = []
@@ -80,6 +83,11 @@ class Engine:
     def num_free_images(self) -> int:
         """How many more images may be submitted."""
         return max(0, self._max_resident_images - self._num_images_under_way)
+
+    @property
+    def max_pixels(self) -> int | None:
+        """Of the largest picture that the memory for drawing is planned to hold; None: no limit."""
+        return self._memory.max_pixels
 
     @property
     def figures(self) -> EngineFigures:
@@ -139,6 +147,9 @@ class Engine:
         shape = model.latent_shape(params.height, params.width)
         num_windows = max(model.count_windows(text) for text in params.texts)
         key = BatchKey(assignment.model_key, shape, model.conditioning_shape, params.loras, num_windows)
+        if not self._make_room(key, params):
+            self._events.append((run.run_id, AssignmentFailed(faults.OUT_OF_MEMORY, 0.0)))
+            return
         self._runs[run.run_id] = run
         for index in assignment.indices:
             task = ImageTask(run=run, index=index, seed=params.seed + index, key=key, table=table)
@@ -252,7 +263,8 @@ class Engine:
         started = self._now()
         try:
             rows = self._rows_of(batch)
-            rows.advance()
+            with watch_peak(batch.tasks[0].run.model.device) as peak:
+                rows.advance()
         except Exception as error:
             self._charge(batch, self._now() - started)
             self._contain(batch, error)
@@ -264,8 +276,18 @@ class Engine:
         self._meter.record_step(seconds, num_rows=batch.num_rows, num_places=self._scheduler.max_rows(batch.key))
         self._scheduler.widen_rows(batch)
         self._previews.begin(batch, rows.denoised, ended)
+        if peak.num_bytes is not None:
+            self._memory.record(batch.key, batch.num_rows, peak.num_bytes)
+            self._make_room(batch.key, batch.tasks[0].run.assignment.params)
         self._advance(batch, ended)
         self._save(batch, ended)
+
+    def _make_room(self, key: BatchKey, params: RunParams) -> bool:
+        """Whether an image of this shape has room; as many rows as do travel together from now on."""
+        room = self._memory.max_rows(key, params.height * params.width)
+        if room is not None:
+            self._scheduler.limit_rows(key, max(1, room))
+        return room is None or room >= (2 if params.is_guided else 1)
 
     def _rows_of(self, batch: Batch) -> Rows:
         if self._rows is None or self._rows.batch != batch:

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from safelight.config import EngineSettings
 from safelight.engine import faults
-from safelight.engine.budget import device_bytes, host_bytes
+from safelight.engine.budget import device_bytes, drawing_bytes, host_bytes
 from safelight.engine.checkpoints import Checkpoint
 from safelight.engine.engine import Engine
 from safelight.engine.events import (
@@ -76,6 +76,7 @@ class EngineHost:
             max_batch_rows=settings.max_batch_rows,
             prompt_cache_size=settings.prompt_cache_size,
             checkpoint_seconds=checkpoint_seconds,
+            drawing_bytes=drawing_bytes(settings, device),
         )
         self._max_resident_images = settings.max_resident_images
         self._loader = loader
@@ -134,6 +135,11 @@ class EngineHost:
     def figures(self) -> EngineFigures:
         """What the engine has done so far."""
         return self._engine.figures
+
+    @property
+    def max_pixels(self) -> int | None:
+        """Of the largest picture that fits into the device's memory; None where nobody knows."""
+        return self._engine.max_pixels
 
     @property
     def provenance(self) -> Provenance | None:

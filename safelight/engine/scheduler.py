@@ -55,6 +55,7 @@ class Scheduler:
         self._worked = 0.0
         self._served: dict[KeyId, float] = {}
         self._rooms: dict[BatchKey, _Room] = {}
+        self._limits: dict[BatchKey, int] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -68,6 +69,7 @@ class Scheduler:
         other = Scheduler(max_rows=self._max_rows, costs=self._costs)
         other._worked, other._served = self._worked, dict(self._served)
         other._rooms = {key: replace(room) for key, room in self._rooms.items()}
+        other._limits = dict(self._limits)
         for waiting in self._waiting.values():
             task = replace(waiting.task)
             other._waiting[task] = _Waiting(task, waiting.place, waiting.due)
@@ -105,7 +107,12 @@ class Scheduler:
 
     def max_rows(self, key: BatchKey) -> int:
         """The most rows of a batch of this key that are known to fit."""
-        return self._rooms[key].rows if key in self._rooms else self._max_rows
+        known = self._rooms[key].rows if key in self._rooms else self._max_rows
+        return min(known, self._limits.get(key, self._max_rows))
+
+    def limit_rows(self, key: BatchKey, num_rows: int) -> None:
+        """No batch of this key has more rows than these from now on."""
+        self._limits[key] = num_rows
 
     def halve_rows(self, batch: Batch) -> None:
         """The batch did not fit into memory: smaller ones from now on, and longer until a larger one is tried again."""

@@ -80,10 +80,18 @@ class DeploymentTable:
         reason: str = "",
         *,
         load_seconds: float | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         """Note how far a worker is with a version; it holds for two minutes or until the next pulse. One transaction."""
         await self._database.write(
-            _record_placement, worker_id, name, version, status=status, reason=reason, load_seconds=load_seconds
+            _record_placement,
+            worker_id,
+            name,
+            version,
+            status=status,
+            reason=reason,
+            load_seconds=load_seconds,
+            max_pixels=max_pixels,
         )
 
     async def forget_worker(self, worker_id: str) -> None:
@@ -168,6 +176,7 @@ def _record_placement(
     status: DeploymentStatus,
     reason: str,
     load_seconds: float | None,
+    max_pixels: int | None,
 ) -> None:
     same = sa.and_(placements.c.worker_id == worker_id, placements.c.name == name, placements.c.version == version)
     is_silent = placements.c.heard_at < now() - SILENT_SECONDS
@@ -181,6 +190,7 @@ def _record_placement(
             reason=reason,
             heard_at=now(),
             load_seconds=load_seconds,
+            max_pixels=max_pixels,
         )
     )
 
@@ -206,6 +216,7 @@ def _with_status(row: sa.Row[Any], placed: Iterable[sa.Row[Any]]) -> Deployment:
                     status=status,
                     status_reason=placement.reason,
                     load_seconds=placement.load_seconds,
+                    max_pixels=placement.max_pixels,
                 )
     return deployment_from(row)
 

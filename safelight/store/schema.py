@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from safelight.store.database import Number
 
-REVISION = "0007"
+REVISION = "0008"
 """The newest migration: a database that says so needs none."""
 
 
@@ -282,6 +282,7 @@ placements = sa.Table(
     sa.Column("reason", Text, nullable=False),
     sa.Column("heard_at", Real, nullable=False),
     sa.Column("load_seconds", Real),
+    sa.Column("max_pixels", sa.BigInteger),
     sa.PrimaryKeyConstraint("worker_id", "name", "version"),
 )
 

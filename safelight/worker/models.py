@@ -112,7 +112,13 @@ class Models:
         )
         try:
             await self._store.deployments.record_placement(
-                self._worker_id, name, int(version), state.status, state.reason, load_seconds=state.load_seconds
+                self._worker_id,
+                name,
+                int(version),
+                state.status,
+                state.reason,
+                load_seconds=state.load_seconds,
+                max_pixels=self._engine.max_pixels,
             )
         except TryLater as error:
             log.warning("a model's state cannot be written", extra={"deployment": name, "reason": error.message})

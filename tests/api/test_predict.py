@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 
-from safelight.deployments import Defaults, Deployment
+from safelight.deployments import Defaults, Deployment, DeploymentStatus
 from safelight.envelope import ACCEPTED_MESSAGE
 from safelight.runs import Outcome, RunStatus
 
@@ -165,3 +165,15 @@ async def test_a_deadline_out_of_reach_is_refused_before_anything_is_queued(hous
     wrong = await house.predict(deadline_ms=0)
     assert "the nearest is 1" in wrong.json()["errors"][0]["message"]
     assert len((await house.client.get("/runs")).json()["runs"]) == 11
+
+
+async def test_a_picture_that_no_worker_has_memory_for_is_refused(house):
+    await house.store.deployments.record_placement("w", "pinhole", 1, DeploymentStatus.ACTIVE, max_pixels=512 * 512)
+    answer = await house.predict(height=768, width=512)
+    assert answer.status_code == 422
+    found = {error["field"]: error["message"] for error in answer.json()["errors"]}
+    assert list(found) == ["height", "width"]
+    assert found["height"].endswith("with the other side as it is 512 does")
+    assert found["width"].endswith("with the other side as it is 336 does")
+    async with house.working():
+        assert (await house.predict(height=512, width=512)).status_code == 200

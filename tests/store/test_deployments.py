@@ -89,3 +89,12 @@ async def test_a_worker_not_heard_of_has_nothing_loaded(store: Store) -> None:
     assert (await store.deployments.get("houses")).status is DeploymentStatus.ACTIVE
     await silence(2)
     assert (await store.deployments.get("houses")).status is DeploymentStatus.COLD
+
+
+async def test_a_worker_tells_how_large_a_picture_may_be(store: Store) -> None:
+    deployed = await store.deployments.deploy(Deployment(name="toy", version=0, model="pinhole"))
+    assert (await store.deployments.resolve("toy")).max_pixels is None
+    await store.deployments.record_placement(
+        "w", "toy", deployed.version, DeploymentStatus.ACTIVE, max_pixels=300 * 1000
+    )
+    assert (await store.deployments.resolve("toy")).max_pixels == 300_000
