@@ -11,6 +11,7 @@ import math
 import random
 import time
 import uuid
+from base64 import b64encode
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -59,7 +60,8 @@ Talk: TypeAlias = Generator[Send | Pause, httpx2.Response | None, T]
 
 
 class PredictParams(TypedDict, total=False):
-    """What a call may name besides its prompt; the deployment's defaults stand for the rest."""
+    """What a call may name besides its prompt; the deployment's defaults stand for the rest. A picture is a file's bytes,
+    or `run:<id>/<index>`."""
 
     height: int
     width: int
@@ -73,6 +75,9 @@ class PredictParams(TypedDict, total=False):
     spacing: str
     output_format: str
     deterministic: bool
+    init_image: bytes | str
+    strength: float
+    mask: bytes | str
     loras: list[dict[str, str | float]]
 
 
@@ -245,8 +250,10 @@ class Calls:
 
 
 def _body(prompt: str, params: Mapping[str, object]) -> dict[str, object]:
-    """The JSON body of a call; None means the deployment's default, so it is left out."""
-    return {"prompt": prompt} | {name: value for name, value in params.items() if value is not None}
+    """The JSON body of a call; None means the deployment's default, so it is left out. Bytes are sent as base64."""
+    given = {name: value for name, value in params.items() if value is not None}
+    texts = {name: b64encode(value).decode() for name, value in given.items() if isinstance(value, bytes)}
+    return {"prompt": prompt} | given | texts
 
 
 def _once(request: httpx2.Request) -> Talk[httpx2.Response]:

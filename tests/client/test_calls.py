@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import io
 import subprocess
 import sys
@@ -44,6 +45,16 @@ def test_predict_gives_pictures_seeds_and_warnings(stub: Stub, connect: MakeClie
     assert request.json == {"prompt": "a lamp", "height": 768, "guidance_scale": 8, "seed": 7}
     assert request.headers["authorization"] == "Bearer sl_live_secret"
     assert len(request.headers["idempotency-key"]) == 36
+
+
+def test_a_picture_to_begin_from_is_sent_as_base64_and_a_run_s_image_by_its_name(
+    stub: Stub, connect: MakeClient
+) -> None:
+    stub.on(PREDICT, envelope(png("red")))
+    connect(stub.url).predict("pinhole", "a lamp", init_image=png("blue"), mask=f"run:{RUN_ID}/0", strength=0.5)
+    sent = stub.seen[0].json
+    assert base64.b64decode(sent["init_image"]) == png("blue")
+    assert (sent["mask"], sent["strength"]) == (f"run:{RUN_ID}/0", 0.5)
 
 
 def test_a_result_prints_without_its_bytes(stub: Stub, connect: MakeClient) -> None:
