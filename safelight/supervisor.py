@@ -33,8 +33,8 @@ _LONGEST_BACKOFF_SECONDS = 30.0
 _HEALTHY_AFTER_SECONDS = 10.0
 _API_GRACE_SECONDS = 5.0
 
-_API_LOCK = "serve.lock"
-_WORKER_LOCK = "worker.lock"
+API_LOCK = "serve.lock"
+WORKER_LOCK = "worker.lock"
 
 
 @dataclass(slots=True)
@@ -66,8 +66,8 @@ class Supervisor:
 
     def serve(self, *, with_workers: bool = True) -> int:
         """Serve until SIGTERM or SIGINT. Raises ConfigError when the address or the data folder is taken."""
-        server, locks = self._settings.server, (_API_LOCK, _WORKER_LOCK) if with_workers else (_API_LOCK,)
-        with _locked(self._settings.data, *locks), listening(server.host, server.port) as door:
+        server, locks = self._settings.server, (API_LOCK, WORKER_LOCK) if with_workers else (API_LOCK,)
+        with locked(self._settings.data, *locks), listening(server.host, server.port) as door:
             address = address_of(door)
             workers = self._worker_children(self._devices()) if with_workers else []
             return self._supervise(
@@ -79,7 +79,7 @@ class Supervisor:
 
     def work(self) -> int:
         """Draw until SIGTERM or SIGINT, without an API. Raises ConfigError when the data folder is taken."""
-        with _locked(self._settings.data, _WORKER_LOCK):
+        with locked(self._settings.data, WORKER_LOCK):
             devices = self._devices()
             return self._supervise([], self._worker_children(devices), lambda: True, ", ".join(devices))
 
@@ -177,7 +177,7 @@ def _api_child(door: socket.socket) -> _Child:
 
 
 @contextlib.contextmanager
-def _locked(data: Path, *names: str) -> Iterator[None]:
+def locked(data: Path, *names: str) -> Iterator[None]:
     """Hold the data folder: worker ids are reused over restarts, so two servers must not share one folder."""
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from safelight.cli import (
+    cluster,
     configuration,
     demo,
     deploying,
@@ -29,6 +30,7 @@ from safelight.version import __version__
 COMMANDS = (
     serve.serve,
     worker.worker,
+    cluster.cluster,
     deploying.deploy,
     deploying.deployments,
     deploying.undeploy,

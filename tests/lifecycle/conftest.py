@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
@@ -25,21 +25,20 @@ T = TypeVar("T")
 
 
 class Server:
-    """One `safelight serve`. `processes()` finds its children by the parent's pid."""
+    """One `safelight serve`, or another command that prints an address. `processes()` finds its children by the parent's pid."""
 
     def __init__(
         self,
         data: Path,
         *,
-        model: str = "pinhole",
-        flags: tuple[str, ...] = (),
+        command: Sequence[str] = ("serve", "pinhole"),
         environment: dict[str, str] | None = None,
     ) -> None:
         self.data = data
         self._environment = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
         self._lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "safelight", "serve", model, "--data", str(data), "--port", "0", *flags],
+            [sys.executable, "-m", "safelight", *command, "--data", str(data), "--port", "0"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
