@@ -235,12 +235,18 @@ def test_any_bytes_are_an_object_or_malformed(body):
         assert isinstance(native.parse_body(body), dict)
 
 
+BODIES = st.dictionaries(st.sampled_from(FIELDS), JSON | NEAR, max_size=len(FIELDS))
+LIMITS = st.builds(Limits, max_side=st.sampled_from([64, 512, 1024]), max_steps=st.integers(1, 150))
+
+
 @settings(max_examples=250, deadline=None)
-@given(
-    st.dictionaries(st.sampled_from(FIELDS), JSON | NEAR, max_size=len(FIELDS)),
-    st.builds(Limits, max_side=st.sampled_from([64, 512, 1024]), max_steps=st.integers(1, 150)),
-)
+@given(BODIES, LIMITS)
 def test_what_is_accepted_is_within_the_limits_whatever_was_sent(body, limits):
+    assert_refused_or_within(body, limits)
+
+
+def assert_refused_or_within(body, limits) -> bool:
+    """Whether `body` was accepted."""
     deployment = Deployment(name="d", version=1, model="pinhole", limits=limits)
     asked = native.to_params(body)
     params = complete(asked, deployment, fresh_seed=2**32 - 1)
@@ -249,7 +255,7 @@ def test_what_is_accepted_is_within_the_limits_whatever_was_sent(body, limits):
         assert error.message and "\n" not in error.message and len(error.message) < 1000
         error.message.encode()
     if errors:
-        return
+        return False
     assert type(params.height) is int and 64 <= params.height <= limits.max_side and params.height % 8 == 0
     assert type(params.width) is int and 64 <= params.width <= limits.max_side and params.width % 8 == 0
     assert params.height * params.width <= limits.max_pixels
@@ -259,6 +265,7 @@ def test_what_is_accepted_is_within_the_limits_whatever_was_sent(body, limits):
     assert 0 <= params.seeds[0] <= params.seeds[-1] <= MAX_SEED
     assert len(params.prompt) <= 4000
     (params.prompt + params.negative_prompt).encode()
+    return True
 
 
 def test_the_answer_has_seeds_and_warnings_that_fit_a_header():

@@ -6,6 +6,7 @@ import io
 import itertools
 import re
 import time
+from collections.abc import Callable
 
 import httpx2
 import pytest
@@ -167,7 +168,9 @@ WRITES = (
 )
 
 
-def test_no_write_is_taken_from_another_site(site: Site, signed_in: httpx2.Client) -> None:
+def test_no_write_is_taken_from_another_site(
+    site: Site, signed_in: httpx2.Client, record_property: Callable[[str, object], None]
+) -> None:
     run = site.drawn("kept")
     before = _state(site)
     places = {"run": run, "key": before[1][0][0], "secret": site.key}
@@ -178,6 +181,7 @@ def test_no_write_is_taken_from_another_site(site: Site, signed_in: httpx2.Clien
             answer = client.post(path.format(**places), data=filled, headers=headers)
             assert answer.status_code == 403, (path, foreign, answer.status_code)
             assert "set-cookie" not in answer.headers
+    record_property("foreign_writes", len(WRITES) * len(FOREIGN))
     assert _state(site) == before
 
 

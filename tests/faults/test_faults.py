@@ -13,9 +13,14 @@ from tests.postgres import MEMORY, MISSING, find_programs, running
 from .away import NO_MOUNT, database_gone, full_disk
 from .disk import NO_STRACE, can_record
 from .figures import Figure
+from .hostile import hostile_endpoints, rotation
 from .kills import kill_loop
+from .limits import limits
 from .power import power_cuts
+from .proven import read_report
+from .soak import soak
 from .stops import Hanging, poison, sigterm
+from .upgrade import upgrade
 
 SMALL_KILLS = {"num_runs": 40, "num_kills": 5, "num_clients": 6, "num_keys": 4}
 
@@ -71,3 +76,32 @@ def test_what_was_answered_survives_power_cuts(folder: Path) -> None:
 def test_a_database_that_is_gone_is_said_and_nothing_is_lost(folder: Path) -> None:
     with running() as server:
         assert_kept(database_gone(folder, server, seconds=3))
+
+
+def test_hostile_endpoints_harm_nobody_else(folder: Path) -> None:
+    assert_kept(hostile_endpoints(folder, num_good=40, max_p99_seconds=8))
+
+
+def test_a_rotated_secret_has_no_gap(folder: Path) -> None:
+    assert_kept(rotation(folder, num_deliveries=30))
+
+
+def test_nothing_over_the_limits_is_accepted() -> None:
+    assert_kept(limits(num_bodies=300))
+
+
+def test_every_schema_there_was_is_brought_up_to_date(folder: Path) -> None:
+    assert_kept(upgrade("SQLite", ((folder / str(number), None) for number in range(99)), num_runs=30))
+
+
+def test_a_soak_ends_with_everything_done(folder: Path) -> None:
+    assert_kept(soak(folder, seconds=5))
+
+
+def test_a_proof_that_fails_or_is_left_out_is_not_kept() -> None:
+    found = read_report(
+        "<testsuites><testsuite><testcase name='a[1]'><properties><property name='n' value='3'/></properties></testcase>"
+        "<testcase name='a[2]'/><testcase name='b'><failure/></testcase>"
+        "<testcase name='c'><skipped message='no browser'/></testcase></testsuite></testsuites>"
+    )
+    assert (found.passed["a"], found.measured, found.failed, found.skipped) == (2, {"n": "3"}, ["b"], ["no browser"])

@@ -7,7 +7,7 @@ import hashlib
 import os
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -70,7 +70,13 @@ class Ledger:
 
 
 def start_clients(
-    crew: Crew, key: str, ledger: Ledger, numbers: Callable[[int], list[int]], *, num_clients: int, webhook: str | None
+    crew: Crew,
+    key: str,
+    ledger: Ledger,
+    numbers: Callable[[int], Sequence[int]],
+    *,
+    num_clients: int,
+    webhook: str | None,
 ) -> BaseProcess:
     """A process with clients; client n asks for `numbers(n)`, one after the other."""
 
@@ -84,7 +90,7 @@ def start_clients(
 
 
 async def _clients(
-    url: str, key: str, ledger: Ledger, numbers: Callable[[int], list[int]], num_clients: int, webhook: str | None
+    url: str, key: str, ledger: Ledger, numbers: Callable[[int], Sequence[int]], num_clients: int, webhook: str | None
 ) -> None:
     limits = httpx2.Limits(max_connections=num_clients, max_keepalive_connections=num_clients)
     async with httpx2.AsyncClient(base_url=url, limits=limits, timeout=30, trust_env=False) as client:

@@ -90,7 +90,7 @@ def steps_drawn(folder: Path) -> list[str]:
 
 
 async def test_a_run_killed_at_four_fifths_repeats_no_more_than_a_checkpoint_interval(
-    store: Store, start: Start, tmp_path: Path
+    store: Store, start: Start, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     run = await submit(store)
     first = start()
@@ -102,6 +102,8 @@ async def test_a_run_killed_at_four_fifths_repeats_no_more_than_a_checkpoint_int
     ended = await reach(store, run.id, NUM_STEPS)
 
     repeated = len(steps_drawn(tmp_path)) - NUM_STEPS
+    for name, value in (("repeated", repeated), ("steps", NUM_STEPS), ("allowed", CHECKPOINT_STEPS + 1)):
+        record_property(name, value)
     assert 0 <= repeated <= CHECKPOINT_STEPS + 1, (repeated, num_before)
     undisturbed = await reach(store, (await submit(store)).id, NUM_STEPS)
     assert np.array_equal(await pixels(store, ended), await pixels(store, undisturbed))
