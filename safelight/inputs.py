@@ -1,16 +1,21 @@
 """Pictures that a run begins from: looked at within limits before they are decoded, then read as pixels. No torch."""
 
+# ruff: noqa: PLC0415 - the API process is light until it is sent a picture.
+
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
-
-from safelight.pictures import Pixels
 from safelight.runs import OutputFormat
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from safelight.pictures import Pixels
 
 MAX_INPUT_PIXELS = 4096 * 4096
 """Decoded, three bytes each. Files of a few bytes can claim to be far larger."""
@@ -34,6 +39,8 @@ class InputShape:
 
 def look_at(data: bytes) -> InputShape:
     """What a file holds, decoded once it is known to be small enough. Raises ValueError with the rest of a sentence."""
+    from PIL import Image
+
     try:
         with Image.open(io.BytesIO(data), formats=list(_FORMATS)) as image:
             # Before anything else: to ask for the orientation would decode.
@@ -51,11 +58,15 @@ def look_at(data: bytes) -> InputShape:
 
 def start_pixels(data: bytes, height: int, width: int) -> Pixels:
     """[height, width, 3]: the picture as it is shown, scaled. What is transparent is as it is stored."""
+    import numpy as np
+
     return np.asarray(_scaled(data, "RGB", height, width))
 
 
 def start_mask(data: bytes, height: int, width: int) -> NDArray[np.bool_]:
     """[height, width], true where the picture is nearer to white than to black."""
+    import numpy as np
+
     return np.asarray(_scaled(data, "L", height, width)) >= _WHITE
 
 
@@ -71,6 +82,8 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _scaled(data: bytes, mode: str, height: int, width: int) -> Image.Image:
+    from PIL import Image, ImageOps
+
     with Image.open(io.BytesIO(data), formats=list(_FORMATS)) as image:
         shown = ImageOps.exif_transpose(image).convert(mode)
     return shown if shown.size == (width, height) else shown.resize((width, height), Image.Resampling.LANCZOS)

@@ -34,6 +34,9 @@ async def test_a_record_says_all_there_is_to_say(house):
         "spacing": "automatic",
         "output_format": "png",
         "deterministic": False,
+        "strength": None,
+        "has_mask": False,
+        "loras": [],
     }
     assert record["seeds"] == [7, 8]
     assert all(ISO.fullmatch(record[name]) for name in ("created_at", "started_at", "ended_at"))
