@@ -71,8 +71,8 @@ def test_ray_starts_a_killed_worker_again_and_its_run_is_finished(
     run_id = server.submit(num_inference_steps=100)
     server.wait_for_steps(run_id)
     (process,) = processes_of("worker cpu", shared)
-    actor = parent_of(process)
-    os.kill(actor, signal.SIGKILL)
+    for pid in (parent_of(process), process):
+        os.kill(pid, signal.SIGKILL)
     server.wait_for_status(run_id, "succeeded", timeout=300)
     assert server.image(run_id).startswith(b"\x89PNG")
 
