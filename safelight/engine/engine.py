@@ -13,6 +13,7 @@ from safelight.engine import faults
 from safelight.engine.beginnings import begin, encode_start
 from safelight.engine.checkpoints import Checkpoint, Snapshot
 from safelight.engine.costs import Costs
+from safelight.engine.decoding import decode
 from safelight.engine.events import (
     AssignmentCancelled,
     AssignmentDone,
@@ -21,7 +22,6 @@ from safelight.engine.events import (
     EncodedPrompt,
     EngineEvent,
     ImageReady,
-    Pixels,
     StepDone,
 )
 from safelight.engine.forecast import Forecast
@@ -362,7 +362,7 @@ class Engine:
     def _decode(self, task: ImageTask) -> None:
         run = task.run
         started = self._now()
-        picture = self._picture_of(task)
+        picture = decode(task)
         seconds = self._now() - started
         self._charge_alone(run, seconds)
         if isinstance(picture, RunError):
@@ -373,17 +373,6 @@ class Engine:
         run.num_images_left -= 1
         self._events.append((run.run_id, ImageReady(task.index, task.seed, picture)))
         self._end_if_done(run)
-
-    def _picture_of(self, task: ImageTask) -> Pixels | RunError:
-        params = task.run.assignment.params
-        assert task.latent is not None
-        try:
-            if not bool(torch.isfinite(task.latent).all()):
-                return faults.NON_FINITE_LATENT
-            return task.run.model.decode(task.latent, params.height, params.width)
-        except Exception as error:
-            log.exception("decoding failed", extra={"run_id": task.run.run_id})
-            return faults.decode_failed(error)
 
     def _end_if_done(self, run: LiveRun) -> None:
         if run.num_images_left == 0:
