@@ -66,7 +66,9 @@ class EngineHost:
         estimate: Callable[[Path], int] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        loader = ModelLoader(device=device, dtype=settings.dtype, num_threads=settings.num_threads)
+        loader = ModelLoader(
+            device=device, dtype=settings.dtype, num_threads=settings.num_threads, backend=settings.backend
+        )
         self._load = load or loader.load
         self._estimate = estimate or (loader.estimate_bytes if load is None else lambda folder: 0)
         self._prepare = loader.prepare if load is None else None

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from safelight.engine.models.base import ImageModel
+from safelight.engine.models.openvino import BackendName, Compiler, open_compiler
 from safelight.engine.models.placing import estimate_bytes
 from safelight.engine.tuning import DtypeName, Tuning, tune
 from safelight.families import check_model_path
+
+if TYPE_CHECKING:
+    from safelight.engine.models.unet import UNetModel
 
 
 class ModelLoader:
     """Loads models for one device, in the dtype that is asked for or measured to be fastest."""
 
-    def __init__(self, *, device: str, dtype: DtypeName, num_threads: int) -> None:
+    def __init__(self, *, device: str, dtype: DtypeName, num_threads: int, backend: BackendName = "torch") -> None:
         self._device = device
         self._dtype: DtypeName = dtype
         self._num_threads = num_threads
+        self._backend: BackendName = backend
         self._tuning: Tuning | None = None
+        self._compiler: Compiler | None = None
 
     def prepare(self) -> None:
         """Import what models need, measure threads and dtype. Thread: engine."""
@@ -35,7 +42,12 @@ class ModelLoader:
     def load(self, folder: Path) -> ImageModel:
         """The model in `folder`. Raises ModelError with the remedy. Any thread, once `prepare` is done."""
         assert self._tuning is not None
-        return load_model(folder, device=self._tuning.device, dtype=self._tuning.dtype)
+        if self._compiler is None:
+            self._compiler = open_compiler(self._backend, self._tuning)
+        model = load_model(folder, device=self._tuning.device, dtype=self._tuning.dtype)
+        if self._compiler is not None:
+            model.compile(self._compiler)
+        return model
 
     def estimate_bytes(self, folder: Path) -> int:
         """What the model in `folder` will hold on the device. Raises ModelError."""
@@ -43,7 +55,7 @@ class ModelLoader:
         return estimate_bytes(folder, self._tuning.dtype)
 
 
-def load_model(path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ImageModel:
+def load_model(path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> UNetModel:
     """The model in a folder of safetensors or in one checkpoint file. Runs no code from it. Raises ModelError with the
     remedy."""
     from safelight.engine.models.folders import open_folder  # noqa: PLC0415

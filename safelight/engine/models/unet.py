@@ -22,6 +22,7 @@ from safelight.engine.models.adapters import Adapters
 from safelight.engine.models.base import Conditioning, PictureLatent, Reading
 from safelight.engine.models.files import ModelFiles
 from safelight.engine.models.networks import load_text_encoder, load_unet, load_vae
+from safelight.engine.models.openvino import Compiler, Forward
 from safelight.engine.models.text import ClipPair, ClipPrompt, PromptEncoder
 from safelight.engine.samplers import NoiseSchedule
 from safelight.errors import ModelError
@@ -53,6 +54,8 @@ class UNetModel:
         self._scale_factor = 2 ** (len(parts.vae.config["block_out_channels"]) - 1)
         self._num_channels = int(parts.unet.config["in_channels"])
         self._latent_scale = float(parts.vae.config["scaling_factor"])
+        self._unet: Forward = parts.unet
+        self._decode: Forward = parts.vae.decode
         encoders = zip(("text_encoder", "text_encoder_2"), parts.prompts.networks, strict=False)
         self._adapters = Adapters({"unet": parts.unet, **dict(encoders)})
         self._loras: tuple[LoraUse, ...] = ()
@@ -70,6 +73,18 @@ class UNetModel:
         view = copy.copy(self)
         view._loras = loras
         return view
+
+    def compile(self, compiler: Compiler) -> None:
+        """Have the networks compiled for the size that the model was trained for, where that is faster."""
+        unet, vae = self._parts.unet, self._parts.vae
+        side = unet.config["sample_size"] or 64
+        height, width = side if isinstance(side, (list, tuple)) else (side, side)
+        x = torch.zeros(1, self._num_channels, height, width, dtype=self._dtype)
+        hidden = torch.zeros(1, *self.conditioning_shape, dtype=self._dtype)
+        sides = {"height": height * self._scale_factor, "width": width * self._scale_factor}
+        inputs = self._parts.prompts.denoiser_inputs(hidden, **sides)
+        self._unet = compiler.unet(unet, x, torch.zeros(1), **inputs)
+        self._decode = compiler.decoder(vae, x.to(vae.dtype))
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -105,8 +120,9 @@ class UNetModel:
         sigma = sigma[:, None, None, None]
         variance = sigma.square() + 1.0
         x_in = (x * variance.rsqrt()).to(self._dtype, memory_format=torch.channels_last)
+        unet = self._parts.unet if self._loras else self._unet
         with self._adapters.active(self._loras):
-            out = self._parts.unet(x_in, timestep, return_dict=False, **inputs)[0].float()
+            out = unet(x_in, timestep, return_dict=False, **inputs)[0].float()
         if self._parts.is_v_prediction:
             return torch.addcmul(x / variance, out, sigma * variance.rsqrt(), value=-1.0)
         return torch.addcmul(x, out, sigma, value=-1.0)
@@ -115,7 +131,7 @@ class UNetModel:
     def decode(self, latent: torch.Tensor, height: int, width: int) -> Pixels:
         vae = self._parts.vae
         scaled = (latent[None] / self._latent_scale).to(vae.dtype, memory_format=torch.channels_last)
-        drawn = vae.decode(scaled, return_dict=False)[0][0].float()
+        drawn = self._decode(scaled, return_dict=False)[0][0].float()
         top, left = (drawn.shape[1] - height) // 2, (drawn.shape[2] - width) // 2
         drawn = drawn[:, top : top + height, left : left + width]
         if not bool(torch.isfinite(drawn).all()):
