@@ -10,13 +10,13 @@ from training.pinhole.generate import Request, generate, load_pipeline
 from training.pinhole.judge import read
 from training.pinhole.scoring import draw_questions, score
 
-SCORES = {"setting": 0.96, "colour": 0.95, "shape": 0.92, "thing": 0.5}
-"""From the table, where it is steady; with so few questions here, two answers may go wrong by bad luck."""
+SCORES = {"setting": 0.98, "colour": 0.98, "shape": 0.9, "thing": 0.72, "both colours": 0.86, "count": 0.7}
+"""From both columns of the table, where they are steady; with so few questions here, two answers may go wrong by bad luck."""
 
 
 def test_the_weights_still_draw_what_is_asked() -> None:
     torch.set_num_threads(2)
-    questions = draw_questions({"shape": 6, "thing": 6})
+    questions = draw_questions({"shape": 6, "thing": 6, "pair": 5, "count": 5})
     pictures = generate(load_pipeline(SHIPPED), [q.prompt for q in questions], [q.seed for q in questions], Request())
     for measure, (share, count) in score(questions, [read(picture) for picture in pictures]).items():
-        assert share >= SCORES[measure] - 2 / count, measure
+        assert share >= SCORES.get(measure, 0) - 2 / count, measure

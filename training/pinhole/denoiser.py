@@ -52,11 +52,10 @@ def signal_shares() -> Tensor:
 
 
 def draw_timesteps(random: np.random.Generator, count: int) -> Tensor:
-    """One in each of `count` equal strata, so that no batch is all noise or all picture; the noisy half, where shapes
-    are decided, gets two thirds."""
+    """One in each of `count` equal strata, so that no batch is all noise or all picture."""
     shares = (np.arange(count) + random.random(count)) / count
-    times = np.where(shares < 1 / 3, shares * 1.5, 0.5 + (shares - 1 / 3) * 0.75)
-    return torch.from_numpy(random.permutation((times * NUM_TIMESTEPS).astype(np.int64)).clip(0, NUM_TIMESTEPS - 1))
+    times = (shares * NUM_TIMESTEPS).astype(np.int64).clip(0, NUM_TIMESTEPS - 1)
+    return torch.from_numpy(random.permutation(times))
 
 
 def draw_tokens(random: np.random.Generator, tokenizer: CLIPTokenizer, scenes: list[Scene]) -> Tensor:

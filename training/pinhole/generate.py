@@ -19,7 +19,7 @@ class Request:
     width: int = 512
     height: int = 512
     num_steps: int = 20
-    guidance: float = 5.0
+    guidance: float = 3.0
     negative_prompt: str = ""
 
 

@@ -27,6 +27,8 @@ GRID = 40
 FOREGROUND_DISTANCE = 32
 ADORNED_DISTANCE, ADORNED_THRESHOLD = 12, 110
 OPENING = 2
+SIMPLER = 0.04
+"""A blob counts as two subjects only where their joint outline fits better by so much than any single one."""
 SMALLEST_BLOB = 0.012
 JITTERS = tuple(k / 4 for k in range(-4, 5))
 BARE = (0.0,) * 8
@@ -166,14 +168,16 @@ def templates() -> list[Template]:
 
 
 @cache
-def _outlines() -> np.ndarray:
-    return np.stack([template.outline for template in templates()])
+def _outlines() -> tuple[np.ndarray, np.ndarray]:
+    """All outlines, and what each fit is handicapped by."""
+    handicaps = [0.0 if template.relation is None else SIMPLER for template in templates()]
+    return np.stack([template.outline for template in templates()]), np.array(handicaps)
 
 
 def _best_template(outline: np.ndarray) -> Template:
-    outlines = _outlines()
-    shared = np.minimum(outlines, outline).sum(1)
-    return templates()[int(np.argmax(shared / np.maximum(outlines, outline).sum(1)))]
+    outlines, handicaps = _outlines()
+    fits = np.minimum(outlines, outline).sum(1) / np.maximum(outlines, outline).sum(1)
+    return templates()[int(np.argmax(fits - handicaps))]
 
 
 def _nearest_colour(pixels: np.ndarray) -> str:

@@ -32,26 +32,26 @@ Size = tuple[int, int]
 Mix = dict[Size, tuple[float, int]]
 
 PICTURE_MIX: Mix = {
-    (256, 256): (0.35, 4),
+    (256, 256): (0.4, 4),
     (384, 384): (0.1, 2),
-    (512, 512): (0.25, 1),
-    (512, 768): (0.25, 1),
-    (768, 512): (0.05, 1),
+    (512, 512): (0.3, 1),
+    (512, 768): (0.17, 1),
+    (768, 512): (0.03, 1),
 }
 """Width and height: share of the steps, pictures in a step. About as many pixels in every step."""
 
-WHOLE_SHARE = 0.5
+WHOLE_SHARE = 0.35
 """Of the decoder's steps, how many draw the picture at its full size."""
 
 ECHO_SHARE = 0.65
 """Of the decoder's steps, how many are given echoes; the others have true latents."""
 
 LATENT_MIX: Mix = {
-    (256, 256): (0.22, 96),
-    (384, 384): (0.13, 56),
-    (512, 512): (0.3, 32),
-    (512, 768): (0.3, 24),
-    (768, 512): (0.05, 24),
+    (256, 256): (0.4, 192),
+    (384, 384): (0.1, 80),
+    (512, 512): (0.32, 48),
+    (512, 768): (0.15, 32),
+    (768, 512): (0.03, 32),
 }
 
 SHARDS_PER_ROUND: dict[Size, int] = {(256, 256): 8, (384, 384): 3, (512, 512): 6, (512, 768): 6, (768, 512): 1}
@@ -186,7 +186,7 @@ def train_denoiser(folder: Path, budget: Budget) -> UNet2DConditionModel:
         seed=4,
         averaged={"unet.average": average},
         average_decay=0.998,
-        decay_from=0.45,
+        decay_from=0.3,
     )
     trainer.resume()
     stores = {size: LatentStore(folder / "latents", size) for size in LATENT_MIX}
