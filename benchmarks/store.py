@@ -1,4 +1,4 @@
-"""How fast the store is beside the disk it is on: `python -m benchmarks.store [--data DIR] [--runs N]` prints a table.
+"""How fast the store is on SQLite and PostgreSQL beside the disk: `python -m benchmarks.store [--data DIR] [--runs N]` prints a table.
 
 A cycle is submit, claim, finish: three durable transactions. In `lane` rows that many cycles are under way at once; in
 the last row the claims and finishes are another process's.
@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.machine import describe
 from safelight.runs import Claim, ImageRecord, NewRun, Outcome, OutputFormat, Run, RunParams, RunStatus
 from safelight.store import Store
+from tests.postgres import find_programs, running
 
 LANES = (1, 8, 32)
+SYNCED = ("fsync=on", "synchronous_commit=on")
 PICTURE = os.urandom(300_000)
 DONE = Outcome(status=RunStatus.SUCCEEDED, run_time_ms=1.0)
 
@@ -63,9 +66,17 @@ def new_run() -> NewRun:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A data folder; its database where that is not a file in it."""
+
+    folder: Path
+    url: str | None = None
+
+
 @asynccontextmanager
-async def opened(folder: Path) -> AsyncIterator[Store]:
-    store = await Store.open(folder)
+async def opened(place: Place) -> AsyncIterator[Store]:
+    store = await Store.open(place.folder, database_url=place.url)
     try:
         yield store
     finally:
@@ -95,7 +106,7 @@ async def add_picture(store: Store, claim: Claim) -> None:
     )
 
 
-async def lanes(folder: Path, *, num_runs: int, num_lanes: int, with_picture: bool) -> Measured:
+async def lanes(place: Place, *, num_runs: int, num_lanes: int, with_picture: bool) -> Measured:
     each: list[float] = []
 
     async def lane() -> None:
@@ -104,7 +115,7 @@ async def lanes(folder: Path, *, num_runs: int, num_lanes: int, with_picture: bo
             await cycle(store, with_picture=with_picture)
             each.append(time.perf_counter() - begun)
 
-    async with opened(folder) as store:
+    async with opened(place) as store:
         await cycle(store, with_picture=with_picture)
         started = time.perf_counter()
         await asyncio.gather(*(lane() for _ in range(num_lanes)))
@@ -112,7 +123,7 @@ async def lanes(folder: Path, *, num_runs: int, num_lanes: int, with_picture: bo
     return measured(f"cycles, {num_lanes} at once{', with a 300 kB picture' if with_picture else ''}", seconds, each)
 
 
-async def two_processes(folder: Path, *, num_runs: int, num_lanes: int) -> Measured:
+async def two_processes(place: Place, *, num_runs: int, num_lanes: int) -> Measured:
     each: list[float] = []
 
     async def lane() -> None:
@@ -122,8 +133,8 @@ async def two_processes(folder: Path, *, num_runs: int, num_lanes: int) -> Measu
             await wait_for_end(store, run)
             each.append(time.perf_counter() - begun)
 
-    worker = multiprocessing.get_context("spawn").Process(target=work, args=(folder,), daemon=True)
-    async with opened(folder) as store:
+    worker = multiprocessing.get_context("spawn").Process(target=work, args=(place,), daemon=True)
+    async with opened(place) as store:
         worker.start()
         await wait_for_end(store, (await store.runs.create(new_run(), max_queued=10_000))[0])
         started = time.perf_counter()
@@ -140,12 +151,12 @@ async def wait_for_end(store: Store, run: Run) -> None:
             await hints.wait(1.0)
 
 
-def work(folder: Path) -> None:
-    asyncio.run(claim_and_finish(folder))
+def work(place: Place) -> None:
+    asyncio.run(claim_and_finish(place))
 
 
-async def claim_and_finish(folder: Path) -> None:
-    async with opened(folder) as store:
+async def claim_and_finish(place: Place) -> None:
+    async with opened(place) as store:
         with store.notifications.listen("queue") as hints:
             while True:
                 claimed = await store.runs.claim("worker", limit=32, lease_seconds=60)
@@ -154,13 +165,22 @@ async def claim_and_finish(folder: Path) -> None:
                     await hints.wait(1.0)
 
 
-async def all_rows(folder: Path, num_runs: int) -> list[Measured]:
-    rows = [disk_syncs(folder, 200)]
+async def all_rows(place: Place, num_runs: int) -> list[Measured]:
+    rows = []
     for num_lanes in LANES:
-        rows.append(await lanes(folder, num_runs=num_runs, num_lanes=num_lanes, with_picture=False))
-    rows.append(await lanes(folder, num_runs=num_runs // 2, num_lanes=1, with_picture=True))
-    rows.append(await two_processes(folder, num_runs=num_runs, num_lanes=LANES[-1]))
-    return [*rows, disk_syncs(folder, 200)]
+        rows.append(await lanes(place, num_runs=num_runs, num_lanes=num_lanes, with_picture=False))
+    rows.append(await lanes(place, num_runs=num_runs // 2, num_lanes=1, with_picture=True))
+    return [*rows, await two_processes(place, num_runs=num_runs, num_lanes=LANES[-1])]
+
+
+def both_databases(folder: Path, num_runs: int) -> Iterator[tuple[str, list[Measured]]]:
+    """SQLite, and PostgreSQL where there is one, both with their data below `folder` and synced; the disk around them."""
+    yield "disk", [disk_syncs(folder, 200)]
+    yield "SQLite", asyncio.run(all_rows(Place(folder / "sqlite"), num_runs))
+    if find_programs() is not None:
+        with running(settings=SYNCED, folder=folder) as server:
+            yield "PostgreSQL", asyncio.run(all_rows(Place(folder / "postgresql", server.url()), num_runs))
+    yield "disk", [disk_syncs(folder, 200)]
 
 
 def main() -> None:
@@ -168,11 +188,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=None, help="measure in a new folder below this one")
     parser.add_argument("--runs", type=int, default=320)
     arguments = parser.parse_args()
+    table = Table("on", "what", "per second", "p50 ms", "p99 ms", caption=describe())
     with tempfile.TemporaryDirectory(dir=arguments.data) as folder:
-        rows = asyncio.run(all_rows(Path(folder), arguments.runs))
-    table = Table("what", "per second", "p50 ms", "p99 ms")
-    for row in rows:
-        table.add_row(row.what, f"{row.per_second:.0f}", f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}")
+        # PostgreSQL's programs refuse to be root's, and its user has to get here.
+        Path(folder).chmod(0o755)
+        for where, rows in both_databases(Path(folder), arguments.runs):
+            for row in rows:
+                table.add_row(where, row.what, f"{row.per_second:.0f}", f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}")
     Console().print(table)
 
 
