@@ -120,3 +120,9 @@ def test_the_last_line_of_defence_takes_out_what_looks_like_a_secret():
     text = f"sl_live_{'a' * 36} {TOKEN} whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     assert redact(text) == "sl_live_aaaa[redacted] hf_[redacted] whsec_[redacted]"
     assert LogSettings().format == "text"
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter("test"), JsonFormatter("test")])
+def test_both_formats_of_the_log_have_that_defence(formatter):
+    record = logging.LogRecord("safelight", logging.INFO, "here", 1, "token %s", (TOKEN,), None)
+    assert "hf_[redacted]" in formatter.format(record) and TOKEN not in formatter.format(record)
