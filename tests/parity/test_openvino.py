@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,3 +177,13 @@ def test_rows_travel_in_the_parts_that_take_least(
 
 def _rows(value: Any, rows: list[int]) -> Any:
     return {name: _rows(each, rows) for name, each in value.items()} if isinstance(value, dict) else value[rows]
+
+
+def test_openvino_reports_to_nobody():
+    probe = (
+        "import sys, torch; from safelight.engine.models.openvino import Compiler; from safelight.engine.tuning import Tuning;"
+        "Compiler(Tuning(torch.device('cpu'), torch.float32, 1));"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

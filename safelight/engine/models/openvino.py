@@ -10,6 +10,7 @@ import copy
 import importlib.util
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +58,17 @@ def open_compiler(backend: BackendName, tuning: Tuning) -> Compiler | None:
     return Compiler(tuning, is_forced=backend == "openvino")
 
 
+def _silent_openvino() -> Any:
+    """The package, an extra, without its part that reports to its makers.
+
+    That part forks the process at import and ends its child with a signal, which an event loop takes for its own.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino  # noqa: PLC0415
+
+    return openvino
+
+
 def cache_folder() -> Path:
     """Where compiled networks are kept from one start to the next. It can be deleted at any time."""
     root = os.environ.get("XDG_CACHE_HOME")
@@ -67,9 +79,7 @@ class Compiler:
     """Compiles networks for one CPU, in the dtype and for the threads of `tuning`. `is_forced`: slower ones too."""
 
     def __init__(self, tuning: Tuning, *, is_forced: bool = False) -> None:
-        import openvino  # noqa: PLC0415 - an extra
-
-        self._core = openvino.Core()
+        self._core = _silent_openvino().Core()
         self._is_forced = is_forced
         self._options = {
             "INFERENCE_PRECISION_HINT": "bf16" if tuning.dtype is torch.bfloat16 else "f32",
