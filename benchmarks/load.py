@@ -51,6 +51,11 @@ class Report:
     def latency(self, quantile: float) -> float:
         return quantile_of([answer.latency_seconds for answer in self.answers], quantile)
 
+    def short_latency(self, quantile: float) -> float:
+        """Of those with the fewest steps, a third of all."""
+        shortest = sorted(self.answers, key=lambda answer: answer.num_steps)[: max(1, len(self.answers) // 3)]
+        return quantile_of([answer.latency_seconds for answer in shortest], quantile)
+
 
 def quantile_of(values: Iterable[float], quantile: float) -> float:
     ordered = sorted(values)
@@ -97,6 +102,27 @@ def closed_loop(target: Target, requests: Sequence[dict[str, object]], *, num_cl
     began = time.perf_counter()
     for thread in threads:
         thread.start()
+    for thread in threads:
+        thread.join()
+    return Report(time.perf_counter() - began, tuple(answers))
+
+
+def open_loop(target: Target, requests: Sequence[dict[str, object]], *, per_second: float, seed: int) -> Report:
+    """Poisson arrivals that wait for nobody: each request is sent at its time by a thread of its own."""
+    rng = random.Random(seed)
+    answers: list[Answer] = []
+
+    def work(request: dict[str, object]) -> None:
+        with httpx2.Client(base_url=target.url, timeout=600, trust_env=False) as client:
+            answers.append(send(client, target, request))
+
+    threads = []
+    began = due = time.perf_counter()
+    for request in requests:
+        due += rng.expovariate(per_second)
+        time.sleep(max(0.0, due - time.perf_counter()))
+        threads.append(threading.Thread(target=work, args=(request,)))
+        threads[-1].start()
     for thread in threads:
         thread.join()
     return Report(time.perf_counter() - began, tuple(answers))

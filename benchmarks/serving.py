@@ -1,6 +1,9 @@
-"""Mixed requests from several clients: Safelight against a lock around diffusers, interleaved in one run.
+"""Mixed requests over HTTP: Safelight against what people would use instead, interleaved in one run.
 
-`python -m benchmarks.serving --clients 8 --requests 24 --rounds 3`
+`python -m benchmarks.serving --clients 8 --requests 24 --rounds 3`, of some only: `--only lock --only safelight`.
+
+Two loads: clients that always wait for an answer (how many images a second), and Poisson arrivals at a share of each
+contender's own rate, then of the slowest's (how long a short request waits beside long ones).
 """
 
 from __future__ import annotations
@@ -11,14 +14,17 @@ from contextlib import ExitStack
 
 from rich.table import Table
 
-from benchmarks.load import Report, closed_loop, median_and_spread, mixed_requests
+from benchmarks.contenders import CONTENDERS, chosen
+from benchmarks.load import Report, closed_loop, median_and_spread, mixed_requests, open_loop
 from benchmarks.machine import publish
-from benchmarks.servers import Target, peer, safelight
+from benchmarks.servers import Target
+
+Reports = dict[str, list[Report]]
 
 
-def measure(targets: list[Target], *, num_clients: int, num_requests: int, num_rounds: int) -> dict[str, list[Report]]:
+def measure_closed(targets: list[Target], *, num_clients: int, num_requests: int, num_rounds: int) -> Reports:
     """Rounds of the same requests, each contender in turn, so that a slow minute of the machine meets all of them."""
-    reports: dict[str, list[Report]] = {target.name: [] for target in targets}
+    reports: Reports = {target.name: [] for target in targets}
     for target in targets:
         closed_loop(target, mixed_requests(2, seed=0), num_clients=2)
     for index in range(num_rounds):
@@ -28,38 +34,80 @@ def measure(targets: list[Target], *, num_clients: int, num_requests: int, num_r
     return reports
 
 
+def measure_open(targets: list[Target], rates: dict[str, float], *, num_requests: int, num_rounds: int) -> Reports:
+    """The same arrivals and requests for each contender, scaled to its rate."""
+    reports: Reports = {target.name: [] for target in targets}
+    for index in range(num_rounds):
+        requests = mixed_requests(num_requests, seed=index + 101)
+        for target in targets:
+            report = open_loop(target, requests, per_second=rates[target.name], seed=index + 1)
+            reports[target.name].append(report)
+    return reports
+
+
 def main() -> None:
+    options = _parser().parse_args()
+    with ExitStack() as stack:
+        targets = [stack.enter_context(each.start(each.title)) for each in chosen(options.only)]
+        closed = measure_closed(
+            targets, num_clients=options.clients, num_requests=options.requests, num_rounds=options.rounds
+        )
+        publish(f"serving-{options.clients}-clients", _closed_table(closed, options.clients))
+        if options.load <= 0:
+            return
+        capacity = {name: _rate(rounds) for name, rounds in closed.items()}
+        slowest = min(capacity.values())
+        own = {name: options.load * rate for name, rate in capacity.items()}
+        equal = dict.fromkeys(capacity, options.load * slowest)
+        for kind, whose, rates in (("own", "its own", own), ("equal", "the slowest's", equal)):
+            reports = measure_open(targets, rates, num_requests=options.requests, num_rounds=options.rounds)
+            about = f"Poisson arrivals at {options.load:.0%} of {whose} capacity"
+            publish(f"serving-arrivals-{kind}", _open_table(reports, rates, about))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    with ExitStack() as stack:
-        targets = [
-            stack.enter_context(peer("lock around diffusers, fp32", "diffusers_lock")),
-            stack.enter_context(peer("lock around diffusers, bf16", "diffusers_lock", "--dtype", "bfloat16")),
-            stack.enter_context(safelight()),
-        ]
-        reports = measure(
-            targets, num_clients=options.clients, num_requests=options.requests, num_rounds=options.rounds
-        )
-    publish(f"serving-{options.clients}-clients", _table(reports, options.clients))
+    parser.add_argument("--load", type=float, default=0.8, help="share of the capacity that arrives; 0: no such load")
+    parser.add_argument("--only", action="append", default=[], choices=[each.name for each in CONTENDERS])
+    return parser
 
 
-def _table(reports: dict[str, list[Report]], num_clients: int) -> Table:
+def _rate(rounds: list[Report]) -> float:
+    return statistics.median(report.images_per_second for report in rounds)
+
+
+def _closed_table(reports: Reports, num_clients: int) -> Table:
     table = Table(title=f"pinhole, 512 px, {num_clients} clients, every request with its own parameters")
     for heading in ("server", "images/s (spread)", "ratio", "p50 s", "p95 s", "failures"):
         table.add_column(heading)
     [baseline, *_] = reports.values()
-    base = statistics.median(report.images_per_second for report in baseline)
     for name, rounds in reports.items():
-        rates = [report.images_per_second for report in rounds]
         table.add_row(
             name,
-            median_and_spread(rates),
-            f"{statistics.median(rates) / base:.2f}",
+            median_and_spread([report.images_per_second for report in rounds]),
+            f"{_rate(rounds) / _rate(baseline):.2f}",
             f"{statistics.median(report.latency(0.5) for report in rounds):.2f}",
             f"{statistics.median(report.latency(0.95) for report in rounds):.2f}",
+            str(sum(report.num_failures for report in rounds)),
+        )
+    return table
+
+
+def _open_table(reports: Reports, rates: dict[str, float], about: str) -> Table:
+    table = Table(title=f"pinhole, 512 px, {about}")
+    for heading in ("server", "requests/s", "p50 s", "p95 s", "short: p50 s", "short: p95 s (spread)", "failures"):
+        table.add_column(heading)
+    for name, rounds in reports.items():
+        table.add_row(
+            name,
+            f"{rates[name]:.2f}",
+            f"{statistics.median(report.latency(0.5) for report in rounds):.2f}",
+            f"{statistics.median(report.latency(0.95) for report in rounds):.2f}",
+            f"{statistics.median(report.short_latency(0.5) for report in rounds):.2f}",
+            median_and_spread([report.short_latency(0.95) for report in rounds]),
             str(sum(report.num_failures for report in rounds)),
         )
     return table

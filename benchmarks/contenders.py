@@ -1,0 +1,74 @@
+"""Who can be measured by benchmarks.serving: Safelight, and what people would use instead, each at its best settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+
+from benchmarks.servers import Target, peer, safelight
+from safelight.engine.environment import WORKER_ENVIRONMENT
+
+BEST_IN_TORCH = ("--dtype", "auto", "--threads", "-1")
+BEST = (*BEST_IN_TORCH, "--backend", "openvino")
+
+Start = Callable[[str], AbstractContextManager[Target]]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """`needs` are packages beyond Safelight's own."""
+
+    name: str
+    title: str
+    start: Start
+    needs: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> list[str]:
+        return [package for package in self.needs if find_spec(package) is None]
+
+
+def _peer(module: str, *arguments: str, is_tuned: bool = True) -> Start:
+    environment = dict(WORKER_ENVIRONMENT) if is_tuned else {}
+    return lambda title: peer(title, module, *arguments, **environment)
+
+
+def _safelight(backend: str) -> Start:
+    return partial(safelight, SAFELIGHT_ENGINE__BACKEND=backend)
+
+
+CONTENDERS = (
+    Contender("lock", "lock around diffusers, fp32", _peer("diffusers_lock", is_tuned=False)),
+    Contender("lock-best", "lock around diffusers, tuned", _peer("diffusers_lock", *BEST_IN_TORCH)),
+    Contender(
+        "lock-openvino", "lock around diffusers on OpenVINO", _peer("diffusers_lock", *BEST), needs=("openvino",)
+    ),
+    Contender("litserve", "LitServe, batches, torch", _peer("litserve_batches", *BEST_IN_TORCH), needs=("litserve",)),
+    Contender(
+        "litserve-openvino",
+        "LitServe, batches, OpenVINO",
+        _peer("litserve_batches", *BEST),
+        needs=("litserve", "openvino"),
+    ),
+    Contender("ray", "Ray Serve, batches, torch", _peer("ray_batches", *BEST_IN_TORCH), needs=("ray",)),
+    Contender("ray-openvino", "Ray Serve, batches, OpenVINO", _peer("ray_batches", *BEST), needs=("ray", "openvino")),
+    Contender("safelight-torch", "Safelight, torch", _safelight("torch")),
+    Contender("safelight", "Safelight", _safelight("auto")),
+)
+
+
+def chosen(names: list[str]) -> list[Contender]:
+    """Those of these names, in the order of the table; all without names. What is not installed is said and left out."""
+    found = []
+    for contender in CONTENDERS:
+        if names and contender.name not in names:
+            continue
+        if contender.missing:
+            needed = " ".join(contender.missing)
+            print(f"{contender.title} is left out: {needed} is not installed (pip install 'safelight[bench]')")
+        else:
+            found.append(contender)
+    return found
