@@ -86,6 +86,7 @@ class Deliverer:
         self._poster = Poster(guarded, timeout_seconds=settings.timeout_seconds, now=now, ssl_context=ssl_context)
         self._lanes = Lanes(max_per_host=settings.max_concurrent_per_host, max_total=max_concurrent)
         self._running: dict[asyncio.Task[bool], Delivery] = {}
+        self._late: set[asyncio.Task[bool]] = set()
         self._num_troubles = 0
         self._left_out: frozenset[str] = frozenset()
         self._has_room = asyncio.Event()
@@ -172,11 +173,21 @@ class Deliverer:
             host, delivery = following
             task = asyncio.create_task(self._deliver(delivery))
             self._running[task] = delivery
-            task.add_done_callback(partial(self._finish, host))
+            loop, soon_seconds = asyncio.get_running_loop(), SOON_SHARE * self._settings.timeout_seconds
+            timer = loop.call_later(soon_seconds, self._doubt, host, task)
+            task.add_done_callback(partial(self._finish, host, timer))
 
-    def _finish(self, host: str, task: asyncio.Task[bool]) -> None:
+    def _doubt(self, host: str, task: asyncio.Task[bool]) -> None:
+        if self._lanes.doubt(host):
+            self._late.add(task)
+            self._start_what_fits()
+
+    def _finish(self, host: str, timer: asyncio.TimerHandle, task: asyncio.Task[bool]) -> None:
+        timer.cancel()
         del self._running[task]
-        self._lanes.finish(host, is_proven=not task.cancelled() and task.result())
+        gave_back = task in self._late
+        self._late.discard(task)
+        self._lanes.finish(host, is_proven=not task.cancelled() and task.result(), gave_back=gave_back)
         self._start_what_fits()
         if host in self._left_out and self._lanes.has_room(host):
             self._has_room.set()

@@ -1,7 +1,8 @@
 """Which claimed delivery may go out next: a lane per host, so that a slow host holds back nobody but itself.
 
 Hosts whose last try was taken soon are proven. The others share a part of the places and wait in short lanes: however many
-of them are dead, the proven ones find room.
+of them are dead, the proven ones find room. A proven host whose try takes long is proven no more, and that try gives its
+place back.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ MAX_UNPROVEN_WAITING = 4
 @dataclass(slots=True)
 class _Lane:
     num_running: int = 0
+    num_late: int = 0
     waiting: deque[tuple[Delivery, float]] = field(default_factory=deque)
 
 
 class Lanes:
     """Claimed deliveries that wait, by host. One owner; no I/O.
 
-    Of `max_total` places, those that are not proven have `max_unproven`; by default three quarters. A lane that is full asks for no more: `full_hosts` are left out of the next claim. A waiting delivery is dropped at its
-    deadline: its lease ends unused and it is claimed again.
+    Of `max_total` places, those that are not proven have `max_unproven`; by default three quarters. A lane that is full
+    asks for no more: `full_hosts` are left out of the next claim. A waiting delivery is dropped at its deadline: its lease
+    ends unused and it is claimed again.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Lanes:
         self._lanes: dict[str, _Lane] = {}
         self._proven: dict[str, None] = {}
         self._num_running = 0
+        self._num_late = 0
         self.num_waiting = 0
 
     def add(self, host: str, delivery: Delivery, deadline: float) -> None:
@@ -59,7 +63,7 @@ class Lanes:
 
     def start_next(self, now: float) -> tuple[str, Delivery] | None:
         """Take the next delivery that may go out at `now`, hosts in turn, and count it as running. None: nothing fits."""
-        if self._num_running >= self._max_total:
+        if self._num_running - self._num_late >= self._max_total:
             return None
         takes_unproven = self._num_unproven_running() < self._max_unproven
         for host, lane in list(self._lanes.items()):
@@ -76,10 +80,24 @@ class Lanes:
                 return host, delivery
         return None
 
-    def finish(self, host: str, *, is_proven: bool) -> None:
-        """Free the place that a delivery to `host` held; whether the host is proven is known anew."""
+    def doubt(self, host: str) -> bool:
+        """A try runs late; whether it gave its place back. Only those of a host that was proven do: the others never had
+        the places that are kept for proven ones."""
+        lane = self._lanes[host]
+        gives_back = host in self._proven or lane.num_late > 0
+        self._proven.pop(host, None)
+        if gives_back:
+            lane.num_late += 1
+            self._num_late += 1
+        return gives_back
+
+    def finish(self, host: str, *, is_proven: bool, gave_back: bool = False) -> None:
+        """Free the place that a delivery to `host` held, unless it `gave_back` it; whether the host is proven is known anew."""
         self._lanes[host].num_running -= 1
         self._num_running -= 1
+        if gave_back:
+            self._lanes[host].num_late -= 1
+            self._num_late -= 1
         self._proven.pop(host, None)
         if is_proven:
             self._proven[host] = None

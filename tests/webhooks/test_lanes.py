@@ -109,6 +109,28 @@ def test_proven_hosts_find_a_place_however_many_others_hang() -> None:
     assert started(lanes) == [], "one failure, and it has to prove itself again"
 
 
+def test_hosts_that_proved_themselves_and_then_hang_give_their_places_back() -> None:
+    lanes = Lanes(max_per_host=2, max_total=4)
+    for host in ("good", "moody 0", "moody 1"):
+        lanes.add(host, delivery(host), 100)
+        started(lanes)
+        lanes.finish(host, is_proven=True)
+    for number in range(4):
+        lanes.add(f"moody {number % 2}", delivery(f"hangs {number}"), 100)
+    assert len(started(lanes)) == 4
+    lanes.add("good", delivery("good again"), 100)
+    assert started(lanes) == []
+    gave_back = [lanes.doubt(f"moody {number % 2}") for number in range(4)]
+    assert gave_back == [True] * 4
+    lanes.add("moody 0", delivery("hangs too"), 100)
+    assert started(lanes) == ["good again"]
+    for number in range(4):
+        lanes.finish(f"moody {number % 2}", is_proven=False, gave_back=True)
+    lanes.finish("good", is_proven=True)
+    assert started(lanes) == ["hangs too"]
+    assert not lanes.doubt("moody 0"), "it has not proven itself since"
+
+
 def test_little_is_claimed_for_a_host_that_is_not_proven() -> None:
     lanes = Lanes(max_per_host=1, max_total=10)
     for number in range(MAX_UNPROVEN_WAITING):
