@@ -239,7 +239,7 @@ async def test_a_run_whose_model_was_never_held_is_answered() -> None:
 
 async def test_pinhole_under_two_names_takes_turns_in_room_for_one_and_draws_the_same() -> None:
     params = replace(CAT, num_inference_steps=2, guidance_scale=7.5)
-    host = EngineHost(EngineSettings(model_memory_mb=100, dtype="float32", num_threads=1))
+    host = EngineHost(EngineSettings(model_memory_mb=100, dtype="float32", num_threads=1, backend="torch"))
     told = Told()
     host.watch_models(told)
     await host.start()

@@ -18,7 +18,7 @@ from standardwebhooks import Webhook
 
 from tests.lifecycle.conftest import Server, wait_for
 
-LONG = {"num_inference_steps": 150, "num_images_per_prompt": 2, "seed": 7, "deterministic": True}
+LONG = {"num_inference_steps": 60, "num_images_per_prompt": 2, "seed": 7, "deterministic": True}
 """Deterministic, so that not a bit may differ: how many share a forward pass hangs on what the worker has measured."""
 
 LOOPBACK = {
