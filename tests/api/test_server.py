@@ -68,7 +68,7 @@ async def test_a_body_that_drips_is_408_at_the_deadline_however_it_drips(make_ho
         async def drip() -> None:
             while True:
                 writer.write(b" ")
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.25)
 
         dripping = asyncio.create_task(drip())
         status, headers, body = await read_answer(reader)

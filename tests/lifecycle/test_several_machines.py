@@ -68,7 +68,7 @@ def test_ray_starts_a_killed_worker_again_and_its_run_is_finished(
     server = start(command=("cluster", "--workers", "1"), environment=shared)
     assert server.predict().status_code == 200
 
-    run_id = server.submit(num_inference_steps=100)
+    run_id = server.submit(num_inference_steps=60)
     server.wait_for_steps(run_id)
     (process,) = processes_of("worker cpu", shared)
     for pid in (parent_of(process), process):
