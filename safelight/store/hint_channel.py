@@ -40,6 +40,7 @@ class HintChannel:
         self._engine = engine
         self._unsent: SimpleQueue[str] = SimpleQueue()
         self._is_closing = False
+        self._event_loop: asyncio.AbstractEventLoop | None = None
         self._connection = self._join()
 
     def open(self, receive: Callable[[Sequence[str]], None]) -> None:
@@ -129,7 +130,8 @@ class HintChannel:
         self._pass_on(notify.pid, notify.payload.encode(), me=connection.info.backend_pid)
 
     def _pass_on(self, sender: int, payload: bytes, *, me: int) -> None:
-        if sender != me:
+        # What comes in before `open`, nobody waits for yet.
+        if sender != me and self._event_loop is not None:
             # The loop may be gone when a process ends.
             with suppress(RuntimeError):
                 self._event_loop.call_soon_threadsafe(self._receive, payload.decode(errors="replace").split("\n"))

@@ -16,6 +16,7 @@ from safelight.errors import ConfigError, TryLater
 from safelight.runs import RunParams, RunStatus
 from safelight.store import Store
 from safelight.store.database import open_engine
+from safelight.store.hint_channel import CHANNEL, HintChannel
 from safelight.store.search import RunSearch
 from tests.postgres import MISSING, find_programs, running
 
@@ -39,6 +40,19 @@ async def test_a_commit_survives_power_loss_whatever_the_server_is_set_to(place:
         assert await store._database.write(show, "transaction_isolation") == "read committed"
         assert await store._database.read(show, "transaction_isolation") == "repeatable read"
         assert await store._database.write(show, "lock_timeout") == "10s"
+
+
+async def test_a_hint_that_comes_while_a_process_joins_harms_nothing(place: Place) -> None:
+    engine = open_engine(place.data, place.url)
+    joining = await asyncio.to_thread(HintChannel, engine)
+    with engine.connect() as other:
+        other.exec_driver_sql(f"NOTIFY {CHANNEL}, 'queue'")
+        other.commit()
+    assert joining._connection is not None
+    joining._connection.execute("SELECT 1")
+    joining.open(lambda topics: None)
+    joining.close()
+    engine.dispose()
 
 
 async def test_two_writers_that_wait_for_each_other_both_end(store: Store, neighbour: Store) -> None:
