@@ -147,7 +147,7 @@ def test_a_second_sigterm_ends_at_once_and_the_run_goes_on_at_the_next_start(sta
 
 def test_new_work_is_refused_while_the_server_drains(start: Start) -> None:
     server = start()
-    run_id = server.submit(num_inference_steps=150, num_images_per_prompt=4)
+    run_id = server.submit(num_inference_steps=80, num_images_per_prompt=3)
     server.wait_for_steps(run_id)
     server.process.terminate()
 
