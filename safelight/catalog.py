@@ -164,6 +164,7 @@ CATALOG: Catalog = {
 """What the package itself knows; an operator's file adds to it."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 _UNFIT = re.compile(r"[^a-z0-9]+")
 
 
@@ -189,6 +190,11 @@ def check_model(model: str, *, catalog: Catalog = CATALOG, hf_home: Path | None 
         known = ", ".join(sorted(catalog))
         message = f"{model!r} is neither an identifier ({known}) nor a model on this machine: {error.message}"
         raise InvalidFields([FieldError("model", message)]) from error
+
+
+def commit_of(weights: Path | None) -> str | None:
+    """The commit of a snapshot of the hub's cache, which is the name of its folder; None for weights from elsewhere."""
+    return weights.name if weights is not None and COMMIT.fullmatch(weights.name) else None
 
 
 def kept_name(model: str, *, catalog: Catalog = CATALOG) -> str:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safelight.catalog import CATALOG, Catalog, CatalogEntry, HubSource, find_weights
+from safelight.catalog import CATALOG, COMMIT, Catalog, CatalogEntry, HubSource, find_weights
 from safelight.config import Settings
 from safelight.deployments import Defaults
 from safelight.errors import ConfigError
@@ -19,7 +19,6 @@ from safelight.families import Family
 from safelight.runs import OutputFormat, SamplerName, Spacing
 
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 _TEXTS = ("title", "licence", "licence_url", "variant")
@@ -73,7 +72,7 @@ def _entry(identifier: str, table: object, base: Path) -> CatalogEntry:
         identifier=identifier,
         family=family,
         folder=None if path is None else base / Path(path).expanduser(),
-        hub=() if repository is None else (HubSource(repository, _matching(table, "commit", _COMMIT)),),
+        hub=() if repository is None else (HubSource(repository, _matching(table, "commit", COMMIT)),),
         digests=_digests(table.get("digests", {})),
         defaults=_defaults(table.get("defaults", {})),
         **known,

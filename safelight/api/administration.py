@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from safelight.api.params import NewParams
 from safelight.api.service import Service
-from safelight.catalog import CATALOG, Catalog, CatalogEntry, check_model, kept_name, name_for
+from safelight.catalog import CATALOG, Catalog, CatalogEntry, check_model, commit_of, kept_name, name_for
 from safelight.deployments import Defaults, Deployment, check_name
 from safelight.errors import Conflict, FieldError, InvalidFields, ModelError
 from safelight.keys import Allowance, Key, Scope
@@ -38,7 +37,6 @@ ACTIVITY_PATIENCE = 20.0
 
 LATELY_SECONDS = 7 * DAY_SECONDS
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _LATENT_CELL = 8
 
 
@@ -169,7 +167,7 @@ class Administration:
             name=name or name_for(model, catalog=self._catalog),
             version=0,
             model=offer.identifier,
-            revision=_revision(offer.weights),
+            revision=commit_of(offer.weights),
             defaults=offer.entry.defaults if offer.entry else Defaults(),
         )
         check_name(wanted.name)
@@ -298,11 +296,6 @@ def _as_asked(params: RunParams) -> NewParams:
 
 def _drawn_by_default(defaults: Defaults) -> RunParams:
     return RunParams(prompt="", **{name: getattr(defaults, name) for name in Defaults.__dataclass_fields__})
-
-
-def _revision(weights: Path | None) -> str | None:
-    """The commit of a snapshot of the hub's cache, which is the name of its folder."""
-    return weights.name if weights is not None and _COMMIT.fullmatch(weights.name) else None
 
 
 def _lets_in(key: Key, *, besides: str) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TypeVar
 
 from safelight.catalog import CATALOG
 from safelight.deployments import Deployment
-from safelight.errors import FieldError
+from safelight.errors import FieldError, NotFound
 from safelight.inputs import InputShape
 from safelight.keys import Allowance
 from safelight.runs import MAX_SEED, LoraUse, OutputFormat, RunParams, SamplerName, Spacing
@@ -19,6 +20,8 @@ FRESH_SEEDS = 2**32
 """A seed that nobody named is drawn below this."""
 
 MAX_DEADLINE_MS = 7 * 86_400_000
+
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 T = TypeVar("T")
 
@@ -194,6 +197,18 @@ def _names_of_model(deployment: Deployment) -> frozenset[str]:
     if deployment.model in CATALOG:
         names += [source.repository for source in CATALOG[deployment.model].hub]
     return frozenset(name.casefold() for name in names)
+
+
+def is_id(value: str) -> bool:
+    """Whether `value` reads like the id of a run, an endpoint or a delivery."""
+    return _ID.fullmatch(value) is not None
+
+
+def checked_id(value: str, kind: str) -> str:
+    """`value`, an id. Raises NotFound for what is none, as for an id of a `kind` that is not there."""
+    if not is_id(value):
+        raise NotFound(f"there is no {kind} {shorten(value)}", code=f"{kind}_not_found")
+    return value
 
 
 def shorten(value: object, *, max_chars: int = 60) -> str:

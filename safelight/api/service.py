@@ -12,7 +12,16 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from safelight.api.params import FRESH_SEEDS, NewParams, complete, find_unaffordable, find_unfit, find_wrong, shorten
+from safelight.api.params import (
+    FRESH_SEEDS,
+    NewParams,
+    checked_id,
+    complete,
+    find_unaffordable,
+    find_unfit,
+    find_wrong,
+    shorten,
+)
 from safelight.api.starting import Pictures, keep_pictures, take_pictures
 from safelight.api.webhooks import Webhooks
 from safelight.config import ServerSettings
@@ -51,7 +60,6 @@ PROGRESS_SECONDS = 0.5
 
 _MAX_POLLS_PER_SECOND = 100
 _RETRY_SECONDS = 5.0
-_RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NAME = re.compile(r"[a-z0-9-]{1,63}")
 _END_KINDS = frozenset({RunEventKind.SUCCEEDED, RunEventKind.FAILED, RunEventKind.CANCELLED})
 
@@ -211,7 +219,7 @@ class Service:
 
     async def get(self, key: Key, run_id: str) -> Run:
         """Raises NotFound, also for a run of another project."""
-        return await self._store.runs.get(_checked_id(run_id), project=key.project)
+        return await self._store.runs.get(checked_id(run_id, "run"), project=key.project)
 
     async def place(self, run: Run) -> QueuePlace:
         """Where `run` stands in the queue and when it may be done, as far as recent runs tell."""
@@ -249,11 +257,11 @@ class Service:
 
     async def cancel(self, key: Key, run_id: str) -> Run:
         """Ask for an end: a queued run has ended on return, a running one within a denoising step."""
-        return await self._store.runs.cancel(_checked_id(run_id), project=key.project)
+        return await self._store.runs.cancel(checked_id(run_id, "run"), project=key.project)
 
     async def delete(self, key: Key, run_id: str) -> None:
         """Remove a run and its images. Raises Conflict while it is running."""
-        await self._store.runs.delete(_checked_id(run_id), project=key.project)
+        await self._store.runs.delete(checked_id(run_id, "run"), project=key.project)
 
     async def read_images(self, run: Run) -> tuple[bytes, ...]:
         """The files of all images of `run`, in order. Raises NotFound when they have expired."""
@@ -352,12 +360,6 @@ def error_of(run: Run) -> SafelightError:
     if code == ModelUnavailable.code:
         return ModelUnavailable(message, retry_after_seconds=_RETRY_SECONDS, run_id=run.id)
     return RunFailed(message, code=code, run_id=run.id)
-
-
-def _checked_id(run_id: str) -> str:
-    if not _RUN_ID.fullmatch(run_id):
-        raise NotFound(f"there is no run {shorten(run_id)}", code="run_not_found")
-    return run_id
 
 
 def _progress_of(run: Run, kind: RunEventKind = RunEventKind.PROGRESS) -> RunEvent:

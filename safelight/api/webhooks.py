@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import base64
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from safelight.api.params import shorten
-from safelight.errors import FieldError, InvalidFields, NotFound
+from safelight.api.params import checked_id, is_id
+from safelight.errors import FieldError, InvalidFields
 from safelight.keys import Key
 from safelight.runs import ENDS, Delivery, DeliveryStatus, EndpointStatus, RunStatus, WebhookEndpoint
 from safelight.store import Store
-
-_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +44,7 @@ class Webhooks:
 
     async def endpoint(self, key: Key, endpoint_id: str) -> WebhookEndpoint:
         """Raises NotFound."""
-        return await self._store.webhook_endpoints.get(_checked(endpoint_id), project=key.project)
+        return await self._store.webhook_endpoints.get(checked_id(endpoint_id, "endpoint"), project=key.project)
 
     async def update(
         self,
@@ -62,23 +59,23 @@ class Webhooks:
         if url is not None:
             self.check(url)
         return await self._store.webhook_endpoints.update(
-            _checked(endpoint_id), project=key.project, url=url, events=events, status=status
+            checked_id(endpoint_id, "endpoint"), project=key.project, url=url, events=events, status=status
         )
 
     async def remove(self, key: Key, endpoint_id: str) -> None:
         """Raises NotFound."""
-        await self._store.webhook_endpoints.remove(_checked(endpoint_id), project=key.project)
+        await self._store.webhook_endpoints.remove(checked_id(endpoint_id, "endpoint"), project=key.project)
 
     async def rotate(self, key: Key, endpoint_id: str, *, overlap_seconds: float) -> tuple[WebhookEndpoint, str]:
         """A new secret; the one before goes on signing for the overlap. Raises NotFound."""
         return await self._store.webhook_endpoints.rotate(
-            _checked(endpoint_id), project=key.project, overlap_seconds=overlap_seconds
+            checked_id(endpoint_id, "endpoint"), project=key.project, overlap_seconds=overlap_seconds
         )
 
     async def resend_since(self, key: Key, endpoint_id: str, since: float, *, include_delivered: bool) -> int:
         """How many deliveries are due again. Raises NotFound, Conflict."""
         return await self._store.deliveries.resend_since(
-            _checked(endpoint_id), since, project=key.project, include_delivered=include_delivered
+            checked_id(endpoint_id, "endpoint"), since, project=key.project, include_delivered=include_delivered
         )
 
     async def deliveries(
@@ -98,11 +95,11 @@ class Webhooks:
 
     async def delivery(self, key: Key, delivery_id: str) -> Delivery:
         """Raises NotFound."""
-        return await self._store.deliveries.get(_checked(delivery_id, "delivery"), project=key.project)
+        return await self._store.deliveries.get(checked_id(delivery_id, "delivery"), project=key.project)
 
     async def resend(self, key: Key, delivery_id: str) -> Delivery:
         """Make a delivery due now. Raises NotFound, Conflict."""
-        return await self._store.deliveries.resend(_checked(delivery_id, "delivery"), project=key.project)
+        return await self._store.deliveries.resend(checked_id(delivery_id, "delivery"), project=key.project)
 
     def check(self, url: str) -> None:
         """Raises InvalidFields for a URL that the server may not call."""
@@ -110,12 +107,6 @@ class Webhooks:
             self._check_url(url)
         except InvalidFields as error:
             raise InvalidFields([FieldError("url", wrong.message) for wrong in error.fields]) from error
-
-
-def _checked(value: str, kind: str = "endpoint") -> str:
-    if not _ID.fullmatch(value):
-        raise NotFound(f"there is no {kind} {shorten(value)}", code=f"{kind}_not_found")
-    return value
 
 
 def _cursor_at(delivery: Delivery) -> str:
@@ -129,7 +120,7 @@ def _read_cursor(cursor: str) -> tuple[float, str]:
         place = float(created_at), delivery_id
     except ValueError:
         place = math.nan, ""
-    if not (math.isfinite(place[0]) and _ID.fullmatch(place[1])):
+    if not (math.isfinite(place[0]) and is_id(place[1])):
         message = "this is not a cursor from an earlier page; ask for the first page without one"
         raise InvalidFields([FieldError("cursor", message)])
     return place

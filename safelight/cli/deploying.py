@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from safelight.catalog import CatalogEntry, check_model, kept_name, name_for
+from safelight.catalog import CatalogEntry, check_model, commit_of, kept_name, name_for
 from safelight.catalog_file import load_catalog, weights_finder
 from safelight.cli.loras import read_loras
 from safelight.cli.opening import with_store
@@ -22,8 +21,6 @@ from safelight.errors import FieldError, InvalidFields, ModelError
 
 if TYPE_CHECKING:
     from safelight.store import Store
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def deploy(
@@ -177,7 +174,7 @@ def _explain_size(made: Deployment, entry: CatalogEntry) -> None:
 def _revision(settings: Settings, identifier: str, wanted: str | None) -> str | None:
     """The commit to record: the one of the hub snapshot that is here. A wanted one that is not here is refused."""
     weights = _weights(settings, identifier)
-    here = weights.name if isinstance(weights, Path) and _COMMIT.fullmatch(weights.name) else None
+    here = commit_of(weights if isinstance(weights, Path) else None)
     if wanted is None or wanted == here:
         return here
     entry = load_catalog(settings.catalog).get(identifier)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import replace
 
 from safelight.deployments import Deployment
 from safelight.engine.events import (
@@ -74,10 +73,11 @@ class Drawing:
             picture=await start_picture(self._store, run),
             key_id=run.key_id,
             weight=run.weight,
+            deadline_seconds=held.seconds_to_deadline(),
         )
         watching = asyncio.create_task(self._pass_on_watchers(run.id))
         try:
-            return await self._follow(held, replace(assignment, deadline_seconds=held.seconds_to_deadline()))
+            return await self._follow(held, assignment)
         finally:
             watching.cancel()
             if held.has_preview:

@@ -72,6 +72,20 @@ def names(batch: Batch | None) -> list[str]:
     return [task.run.run_id for task in batch.tasks]
 
 
+def one_short_after_another(scheduler: Scheduler) -> Callable[[int], None]:
+    """Before every fourth step the short task that is there gives way to a new one."""
+    there: list[ImageTask] = []
+
+    def bring_another(step: int) -> None:
+        if step % 4 == 0:
+            for task in there:
+                scheduler.remove(task)
+            there[:] = [make_task(f"short {step}", num_steps=4)]
+            scheduler.admit(there[0])
+
+    return bring_another
+
+
 def test_nothing_waiting_is_no_batch() -> None:
     assert Scheduler(max_rows=16).choose() is None
 
@@ -115,16 +129,7 @@ def test_short_work_passes_long_work_that_came_before_it() -> None:
 def test_long_work_is_passed_for_a_while_only() -> None:
     costs = measured()
     scheduler = scheduler_of(make_task("long", num_steps=50), max_rows=2, costs=costs)
-    there: list[ImageTask] = []
-
-    def bring_another(step: int) -> None:
-        if step % 4 == 0:
-            for task in there:
-                scheduler.remove(task)
-            there[:] = [make_task(f"short {step}", num_steps=4)]
-            scheduler.admit(there[0])
-
-    served = [names for [names] in serve(scheduler, 400, costs, before=bring_another)]
+    served = [names for [names] in serve(scheduler, 400, costs, before=one_short_after_another(scheduler))]
     assert "long" in served[:200], "four times its own work after it came it is the earliest due"
     assert served[200:] == ["long"] * 200, "a stream of newcomers holds it up no longer"
 
@@ -194,16 +199,7 @@ def test_a_short_request_does_not_wait_for_another_shape() -> None:
 def test_long_work_of_another_shape_waits_for_a_while_only() -> None:
     costs = measured()
     scheduler = scheduler_of(make_task("long", key=LARGE, num_steps=20), costs=costs)
-    there: list[ImageTask] = []
-
-    def bring_another(step: int) -> None:
-        if step % 4 == 0:
-            for task in there:
-                scheduler.remove(task)
-            there[:] = [make_task(f"short {step}", num_steps=4)]
-            scheduler.admit(there[0])
-
-    served = [names for [names] in serve(scheduler, 400, costs, before=bring_another)]
+    served = [names for [names] in serve(scheduler, 400, costs, before=one_short_after_another(scheduler))]
     assert served[:100] != ["long"] * 100
     assert served[320:] == ["long"] * 80, "by then it is the earliest due, whatever comes"
 

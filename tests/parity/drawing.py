@@ -38,20 +38,32 @@ def draw_with_engine(model: ImageModel, asked: Sequence[RunParams], **settings: 
 
 
 def draw_with_diffusers(pipeline: DiffusionPipeline, params: RunParams, patch: MonkeyPatch) -> list[Pixels]:
-    """As its documentation says: a generator for each image, the sampler by `from_config`."""
+    """From text alone."""
+    return draw_with_pipeline(
+        pipeline,
+        params,
+        patch,
+        negative_prompt=params.negative_prompt or None,
+        height=params.height,
+        width=params.width,
+    )
+
+
+def draw_with_pipeline(
+    pipeline: DiffusionPipeline, params: RunParams, patch: MonkeyPatch, **given: object
+) -> list[Pixels]:
+    """As its documentation says: a generator for each image, the sampler by `from_config`. `given` goes to the pipeline too."""
     own = pipeline.scheduler
     pipeline.scheduler = make_scheduler(params.sampler, own.config, params.spacing)
     feed_step_noise(patch, params)
     pictures = pipeline(
         params.prompt,
-        negative_prompt=params.negative_prompt or None,
-        height=params.height,
-        width=params.width,
         num_inference_steps=params.num_inference_steps,
         guidance_scale=params.guidance_scale,
         num_images_per_prompt=params.num_images_per_prompt,
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in params.seeds],
         output_type="np",
+        **given,
     ).images
     pipeline.scheduler = own
     return list((pictures * 255).round().astype(np.uint8))

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from diffusers import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
@@ -24,8 +23,7 @@ from safelight.engine.tasks import Assignment
 from safelight.runs import RunParams, SamplerName, Spacing
 
 from .conftest import Pair
-from .drawing import draw_with_engine, feed_step_noise, largest_difference
-from .oracle import make_scheduler
+from .drawing import draw_with_engine, draw_with_pipeline, largest_difference
 
 CHANGED = RunParams(
     prompt="a red cat riding a horse on mars",
@@ -73,20 +71,7 @@ def draw_with_diffusers(pair: Pair, params: RunParams, start: StartPicture, patc
         given |= {"mask_image": mask, "height": params.height, "width": params.width}
     pipeline: DiffusionPipeline = kind.from_pipe(pair.theirs)
     pipeline.set_progress_bar_config(disable=True)
-    own = pipeline.scheduler
-    pipeline.scheduler = make_scheduler(params.sampler, own.config, params.spacing)
-    feed_step_noise(patch, params)
-    pictures = pipeline(
-        params.prompt,
-        num_inference_steps=params.num_inference_steps,
-        guidance_scale=params.guidance_scale,
-        num_images_per_prompt=params.num_images_per_prompt,
-        generator=[torch.Generator("cpu").manual_seed(seed) for seed in params.seeds],
-        output_type="np",
-        **given,
-    ).images
-    pipeline.scheduler = own
-    return list((pictures * 255).round().astype(np.uint8))
+    return draw_with_pipeline(pipeline, params, patch, **given)
 
 
 @pytest.mark.parametrize("sampler", ALIKE)
