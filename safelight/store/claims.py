@@ -30,6 +30,7 @@ from safelight.runs import (
 )
 from safelight.store import deliveries, events, measures
 from safelight.store.database import now
+from safelight.store.events import Fact
 from safelight.store.rows import run_from, to_json
 from safelight.store.schema import IS_QUEUED, IS_RUNNING, images, placements, runs
 
@@ -45,8 +46,10 @@ AS_KNOWN = sa.and_(
 )
 """The run still is as the writer knows it. Nothing is written to a run that has moved on."""
 
+OF_THIS_ID = sa.select(runs).where(runs.c.id == sa.bindparam("this_id"))
 LEASE_END = now() + sa.bindparam("lease_seconds", type_=sa.Double)
 ONE_MORE_EVENT = {runs.c.num_events: runs.c.num_events + 1}
+MORE_EVENTS = {runs.c.num_events: runs.c.num_events + sa.bindparam("num_new_events")}
 WRITTEN = (*runs.c, now().label("written_at"))
 
 
@@ -89,7 +92,19 @@ REPORT = sa.update(runs).where(AS_KNOWN).returning(runs.c.is_cancel_requested)
 REPORT_AND_RENEW = REPORT.values(lease_ends_at=LEASE_END)
 HEAR_WORKER = sa.update(placements).where(placements.c.worker_id == sa.bindparam("this_worker")).values(heard_at=now())
 ADD_EVENT = sa.update(runs).where(AS_KNOWN).values(ONE_MORE_EVENT).returning(*WRITTEN)
-END = ADD_EVENT.values(lease_ends_at=None, eta_seconds=None, ended_at=now())
+# As text, since columns lose their tables' names where a statement returns them.
+HAS_ENDPOINTS = sa.literal_column(
+    "EXISTS (SELECT 1 FROM webhook_endpoints WHERE webhook_endpoints.project = runs.project)", sa.Boolean
+)
+END = (
+    sa.update(runs)
+    .where(AS_KNOWN)
+    .values({runs.c.lease_ends_at: None, runs.c.eta_seconds: None, runs.c.ended_at: now(), **MORE_EVENTS})
+    .returning(
+        *(runs.c.id, runs.c.project, runs.c.status, runs.c.num_events, runs.c.ended_at, runs.c.webhook_endpoint),
+        HAS_ENDPOINTS.label("has_endpoints"),
+    )
+)
 QUEUE_AGAIN = ADD_EVENT.values(
     {
         runs.c.status: RunStatus.QUEUED,
@@ -108,7 +123,7 @@ LOST = (
 )
 OVERDUE = sa.select(runs).where(IS_QUEUED, runs.c.deadline_at < now()).limit(MAX_REQUEUED).with_for_update()
 IS_CANCEL_REQUESTED = sa.select(runs.c.is_cancel_requested).where(AS_KNOWN).with_for_update()
-ADD_IMAGE = sa.insert(images)
+ADD_IMAGES = sa.insert(images)
 IMAGES_OF = (
     sa.select(images)
     .where(images.c.run_id.in_(sa.bindparam("run_ids", expanding=True)))
@@ -138,7 +153,7 @@ def claim(
         claimed = connection.execute(CLAIM_OLDEST, wanted).all()
     claimed = sorted(claimed, key=lambda row: (row.created_at, row.number))
     for row in claimed:
-        events.append(connection, row, RunEventKind.STARTED, at=row.written_at)
+        events.append(connection, row, Fact(RunEventKind.STARTED), at=row.written_at)
     drawn = images_of(connection, [row.id for row in claimed if row.fence > 1])
     return [Claim(run_from(row, drawn.get(row.id, ())), worker_id, row.fence) for row in claimed]
 
@@ -180,39 +195,22 @@ def add_image(connection: Connection, claim: Claim, image: ImageRecord) -> None:
     row = connection.execute(ADD_EVENT, _as_claimed(claim)).first()
     if row is None:
         raise _lost(claim)
-    connection.execute(
-        ADD_IMAGE,
-        {
-            "run_id": claim.run.id,
-            "image_index": image.index,
-            "seed": image.seed,
-            "output_format": image.output_format,
-            "path": image.path,
-            "num_bytes": image.num_bytes,
-            "sha256": image.sha256,
-        },
-    )
-    events.append(connection, row, RunEventKind.IMAGE, at=row.written_at, image_index=image.index)
+    connection.execute(ADD_IMAGES, [_image_columns(claim.run.id, image)])
+    events.append(connection, row, Fact(RunEventKind.IMAGE, image_index=image.index), at=row.written_at)
 
 
-def finish(connection: Connection, claim: Claim, outcome: Outcome) -> Run:
+def finish(connection: Connection, claim: Claim, outcome: Outcome) -> None:
+    columns: dict[str, object] = {
+        "run_time_ms": outcome.run_time_ms,
+        "device_ms": outcome.device_ms,
+        "warnings": json.dumps(outcome.warnings),
+        "provenance": None if outcome.provenance is None else to_json(outcome.provenance),
+    }
     if outcome.progress is not None:
-        pulse(connection, claim.worker_id, [outcome.progress], lease_seconds=0.0, renew=False)
-    for image in outcome.images:
-        add_image(connection, claim, image)
-    row = _end(
-        connection,
-        _as_claimed(claim),
-        outcome.status,
-        error=outcome.error,
-        run_time_ms=outcome.run_time_ms,
-        device_ms=outcome.device_ms,
-        warnings=json.dumps(outcome.warnings),
-        provenance=None if outcome.provenance is None else to_json(outcome.provenance),
-    )
-    if row is None:
+        columns |= {"steps_done": outcome.progress.steps_done, "steps_total": outcome.progress.steps_total}
+    known = _as_claimed(claim)
+    if not _end(connection, known, outcome.status, error=outcome.error, new_images=outcome.images, **columns):
         raise _lost(claim)
-    return with_images(connection, row)
 
 
 def release(connection: Connection, claim: Claim) -> Run:
@@ -220,33 +218,28 @@ def release(connection: Connection, claim: Claim) -> Run:
     if held is None:
         raise _lost(claim)
     if held.is_cancel_requested:
-        row = _end(connection, _as_claimed(claim), RunStatus.CANCELLED)
+        is_written = _end(connection, _as_claimed(claim), RunStatus.CANCELLED)
     else:
-        row = _queue_again(connection, _as_claimed(claim), num_forgiven=1)
-    assert row is not None, "the run was read in this transaction"
-    return with_images(connection, row)
+        is_written = _queue_again(connection, _as_claimed(claim), num_forgiven=1)
+    return _written(connection, claim.run.id, is_written)
 
 
 def requeue_lost(connection: Connection, *, max_attempts: int, worker_id: str | None) -> list[Run]:
     lost = connection.execute(LOST, {"this_worker": worker_id}).all()
-    return [with_images(connection, _take_back(connection, row, max_attempts=max_attempts)) for row in lost]
+    return [_take_back(connection, row, max_attempts=max_attempts) for row in lost]
 
 
 def end_overdue(connection: Connection) -> list[Run]:
     ended = []
     for row in connection.execute(OVERDUE).all():
-        known = _as_known(row.id, row.fence, RunStatus.QUEUED)
-        last = _end(connection, known, RunStatus.FAILED, error=DEADLINE_MISSED)
-        assert last is not None, "the run was read in this transaction"
-        ended.append(with_images(connection, last))
+        is_written = _end(connection, _as_queued(row), RunStatus.FAILED, error=DEADLINE_MISSED)
+        ended.append(_written(connection, row.id, is_written))
     return ended
 
 
-def cancel_queued(connection: Connection, row: sa.Row[Any]) -> sa.Row[Any]:
+def cancel_queued(connection: Connection, row: sa.Row[Any]) -> Run:
     """End a queued run that was read in this transaction."""
-    ended = _end(connection, _as_known(row.id, row.fence, RunStatus.QUEUED), RunStatus.CANCELLED)
-    assert ended is not None, "the run was read in this transaction"
-    return ended
+    return _written(connection, row.id, _end(connection, _as_queued(row), RunStatus.CANCELLED))
 
 
 def with_images(connection: Connection, row: sa.Row[Any]) -> Run:
@@ -263,18 +256,23 @@ def images_of(connection: Connection, run_ids: Sequence[str]) -> Mapping[str, Se
     return found
 
 
-def _take_back(connection: Connection, lost: sa.Row[Any], *, max_attempts: int) -> sa.Row[Any]:
+def _take_back(connection: Connection, lost: sa.Row[Any], *, max_attempts: int) -> Run:
     """End a run whose worker is gone, or queue it again where another worker may do better."""
     known = _as_known(lost.id, lost.fence, RunStatus.RUNNING)
     if lost.is_cancel_requested:
-        row = _end(connection, known, RunStatus.CANCELLED)
+        is_written = _end(connection, known, RunStatus.CANCELLED)
     elif lost.num_attempts >= max_attempts:
         message = f"{lost.num_attempts} workers stopped answering while they had this run; see their logs"
-        row = _end(connection, known, RunStatus.FAILED, error=RunError("worker_lost", message))
+        is_written = _end(connection, known, RunStatus.FAILED, error=RunError("worker_lost", message))
     else:
-        row = _queue_again(connection, known, num_forgiven=0)
-    assert row is not None, "the run was read in this transaction"
-    return row
+        is_written = _queue_again(connection, known, num_forgiven=0)
+    return _written(connection, lost.id, is_written)
+
+
+def _written(connection: Connection, run_id: str, is_written: bool) -> Run:
+    """The run as it is now."""
+    assert is_written, "the run was read in this transaction"
+    return with_images(connection, connection.execute(OF_THIS_ID, {"this_id": run_id}).one())
 
 
 def _end(
@@ -283,27 +281,48 @@ def _end(
     status: RunStatus,
     *,
     error: RunError | None = None,
+    new_images: Sequence[ImageRecord] = (),
     **columns: object,
-) -> sa.Row[Any] | None:
-    """The one way to an end: status, event and deliveries. None when the run is no longer as known."""
+) -> bool:
+    """The one way to an end: status, last pictures, events and deliveries. False when the run is no longer as known."""
+    facts = [Fact(RunEventKind.IMAGE, image_index=image.index) for image in new_images]
+    facts.append(Fact(RunEventKind(status.value), error=error))
     if error is not None:
         columns |= {"error_code": error.code, "error_message": error.message}
-    row = connection.execute(END, {**known, "status": status, **columns}).first()
+    row = connection.execute(END, {**known, "status": status, "num_new_events": len(facts), **columns}).first()
     if row is not None:
-        events.append(connection, row, RunEventKind(status.value), at=row.ended_at, error=error)
+        if new_images:
+            connection.execute(ADD_IMAGES, [_image_columns(row.id, image) for image in new_images])
+        events.append(connection, row, *facts, at=row.ended_at)
         deliveries.add(connection, row)
-    return row
+    return row is not None
 
 
-def _queue_again(connection: Connection, known: Mapping[str, object], *, num_forgiven: int) -> sa.Row[Any] | None:
+def _queue_again(connection: Connection, known: Mapping[str, object], *, num_forgiven: int) -> bool:
     row = connection.execute(QUEUE_AGAIN, {**known, "num_forgiven": num_forgiven}).first()
     if row is not None:
-        events.append(connection, row, RunEventKind.REQUEUED, at=row.written_at)
-    return row
+        events.append(connection, row, Fact(RunEventKind.REQUEUED), at=row.written_at)
+    return row is not None
+
+
+def _image_columns(run_id: str, image: ImageRecord) -> dict[str, object]:
+    return {
+        "run_id": run_id,
+        "image_index": image.index,
+        "seed": image.seed,
+        "output_format": image.output_format,
+        "path": image.path,
+        "num_bytes": image.num_bytes,
+        "sha256": image.sha256,
+    }
 
 
 def _as_known(run_id: str, fence: int, status: RunStatus) -> dict[str, object]:
     return {"this_id": run_id, "this_fence": fence, "this_status": status}
+
+
+def _as_queued(row: sa.Row[Any]) -> dict[str, object]:
+    return _as_known(row.id, row.fence, RunStatus.QUEUED)
 
 
 def _as_claimed(claim: Claim) -> dict[str, object]:

@@ -28,6 +28,7 @@ from sqlalchemy.sql.expression import FunctionElement
 from safelight.errors import ConfigError, SafelightError, StorageFull, TryLater
 from safelight.store.hint_channel import HintChannel
 from safelight.store.hint_sockets import HintSockets
+from safelight.store.late import allow_late_rows
 from safelight.store.notifications import Wire
 from safelight.store.writer import CommitInDoubt, Writer, WriterClosed
 
@@ -138,6 +139,7 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        allow_late_rows(engine)
         self._turns = _turns_of(engine)
         # A transaction that reads sees one moment only, as on SQLite.
         self._reading = engine if _is_sqlite(engine) else engine.execution_options(isolation_level="REPEATABLE READ")

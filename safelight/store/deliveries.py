@@ -135,10 +135,11 @@ class _Schedule:
 def add(connection: Connection, run: sa.Row[Any]) -> None:
     """Deliveries, due now, for the run of a row that has just ended: to its own URL, and to each endpoint that wants it.
 
+    `has_endpoints` of that row tells whether its project has any.
     Their event id can be told from the run's. One to a disabled endpoint has failed already, and can be resent later.
     """
     new = [] if run.webhook_endpoint is None else [_columns(run, run.webhook_endpoint, host_of(run.webhook_endpoint))]
-    for endpoint in endpoints.wanting(connection, run.project, run.status):
+    for endpoint in endpoints.wanting(connection, run.project, run.status) if run.has_endpoints else ():
         columns = _columns(run, endpoint.url, endpoint.host) | {"endpoint_id": endpoint.id}
         if endpoint.status != EndpointStatus.ENABLED:
             columns |= {"status": DeliveryStatus.FAILED, "next_attempt_at": None, "reason": "the endpoint was disabled"}

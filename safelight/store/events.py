@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -9,6 +10,7 @@ from sqlalchemy.engine import Connection
 
 from safelight.runs import RunError, RunEvent, RunEventKind
 from safelight.store.database import Database
+from safelight.store.late import add_late
 from safelight.store.rows import event_from
 from safelight.store.schema import events
 
@@ -26,28 +28,31 @@ class Events:
         return await self._database.read(_after, run_id, sequence)
 
 
-def append(
-    connection: Connection,
-    run: sa.Row[Any],
-    kind: RunEventKind,
-    *,
-    at: float,
-    image_index: int | None = None,
-    error: RunError | None = None,
-) -> None:
-    """Add an event to `run`, a row whose `num_events` was raised in this transaction."""
-    connection.execute(
-        INSERT,
-        {
-            "run_id": run.id,
-            "sequence": run.num_events,
-            "kind": kind,
-            "at": at,
-            "image_index": image_index,
-            "error_code": error.code if error else None,
-            "error_message": error.message if error else None,
-        },
-    )
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What is new about a run."""
+
+    kind: RunEventKind
+    image_index: int | None = None
+    error: RunError | None = None
+
+
+def append(connection: Connection, run: sa.Row[Any], *facts: Fact, at: float) -> None:
+    """Add events to `run`, a row whose `num_events` was raised by as many in this transaction."""
+    for sequence, fact in enumerate(facts, run.num_events - len(facts) + 1):
+        add_late(connection, INSERT, _columns(run.id, sequence, fact, at))
+
+
+def _columns(run_id: str, sequence: int, fact: Fact, at: float) -> dict[str, object]:
+    return {
+        "run_id": run_id,
+        "sequence": sequence,
+        "kind": fact.kind,
+        "at": at,
+        "image_index": fact.image_index,
+        "error_code": fact.error.code if fact.error else None,
+        "error_message": fact.error.message if fact.error else None,
+    }
 
 
 def _after(connection: Connection, run_id: str, sequence: int) -> list[RunEvent]:

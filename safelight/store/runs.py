@@ -44,8 +44,7 @@ PLACE = (runs.c.created_at, runs.c.number)
 
 COUNT_QUEUED = sa.select(sa.func.count()).select_from(runs).where(IS_QUEUED)
 COUNT_RUNNING = sa.select(sa.func.count()).select_from(runs).where(IS_RUNNING)
-OF_THIS_ID = sa.select(runs).where(runs.c.id == sa.bindparam("this_id"))
-LOCK = OF_THIS_ID.with_for_update()
+LOCK = claims.OF_THIS_ID.with_for_update()
 DEADLINE = now() + sa.bindparam("deadline_seconds", type_=sa.Double)
 QUEUE = sa.insert(runs).values(created_at=now(), deadline_at=DEADLINE).returning(*runs.c)
 
@@ -145,12 +144,12 @@ class Runs:
         await self._database.write(claims.add_image, claim, image)
         self._hint_runs([claim.run.id])
 
-    async def finish(self, claim: Claim, outcome: Outcome) -> Run:
-        """End a claimed run, with its last pictures, its event and its delivery. Raises LostClaim. One transaction."""
+    async def finish(self, claim: Claim, outcome: Outcome) -> None:
+        """End a claimed run, with its last pictures, its events and its deliveries. Raises LostClaim. One transaction."""
         assert outcome.status.has_ended, "an outcome is an end"
-        run = await self._database.write(claims.finish, claim, outcome)
-        self._hint_end(run)
-        return run
+        await self._database.write(claims.finish, claim, outcome)
+        self._hint_runs([claim.run.id])
+        self._notifications.publish("deliveries")
 
     async def release(self, claim: Claim) -> None:
         """Give a run back unfinished, at no cost to its attempts; end it if it was cancelled. Raises LostClaim. One transaction."""
@@ -260,7 +259,7 @@ def _create(connection: Connection, new: NewRun, *, max_queued: int) -> tuple[Ru
     check_deadline(connection, new, seconds_to_start=lambda: _backlog(connection).queue_eta_seconds or 0.0)
     row = connection.execute(QUEUE, _columns(new) | {"weight": allowance.weight}).one()
     inputs.add(connection, new.id, new.inputs)
-    events.append(connection, row, RunEventKind.QUEUED, at=row.created_at)
+    events.append(connection, row, events.Fact(RunEventKind.QUEUED), at=row.created_at)
     return run_from(row), True
 
 
@@ -296,7 +295,7 @@ def _columns(new: NewRun) -> dict[str, object]:
 
 
 def _get(connection: Connection, run_id: str, project: str | None) -> Run:
-    return claims.with_images(connection, _row(connection, OF_THIS_ID, run_id, project))
+    return claims.with_images(connection, _row(connection, claims.OF_THIS_ID, run_id, project))
 
 
 def _row(connection: Connection, query: sa.Select[Any], run_id: str, project: str | None) -> sa.Row[Any]:
@@ -362,8 +361,8 @@ def _backlog(connection: Connection) -> Backlog:
 def _cancel(connection: Connection, run_id: str, project: str | None) -> Run:
     row = _row(connection, LOCK, run_id, project)
     if row.status == RunStatus.QUEUED:
-        row = claims.cancel_queued(connection, row)
-    elif row.status == RunStatus.RUNNING:
+        return claims.cancel_queued(connection, row)
+    if row.status == RunStatus.RUNNING:
         ask = sa.update(runs).where(runs.c.number == row.number).values(is_cancel_requested=True)
         row = connection.execute(ask.returning(*runs.c)).one()
     return claims.with_images(connection, row)

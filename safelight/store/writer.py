@@ -11,7 +11,7 @@ from threading import Thread
 from typing import Any, TypeVar, cast
 
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 
 T = TypeVar("T")
 
@@ -97,19 +97,28 @@ class Writer:
             yield write
 
     def _commit(self, writes: Sequence[_Write]) -> None:
-        """One transaction for all of `writes`; one for each where one of them breaks it for all."""
-        if len(writes) == 1:
-            self._commit_alone(writes[0])
+        """One transaction for all of `writes`; one for each where one of them fails.
+
+        A savepoint around each would keep those together that are well, at two more statements for every write.
+        """
+        if len(writes) > 1 and self._commit_together(writes):
             return
+        for write in writes:
+            self._commit_alone(write)
+
+    def _commit_together(self, writes: Sequence[_Write]) -> bool:
+        """False where one of them failed: then none is done. Raises CommitInDoubt."""
         try:
             with self._transaction() as connection:
-                ends = [_attempt(connection, write) for write in writes]
-        except DBAPIError:
-            for write in writes:
-                self._commit_alone(write)
-            return
-        for end in ends:
-            end()
+                results = [write.work(connection) for write in writes]
+        except CommitInDoubt:
+            raise
+        except Exception:
+            # Each is done again by itself, and told then what is wrong with it.
+            return False
+        for write, result in zip(writes, results, strict=True):
+            write.future.set_result(result)
+        return True
 
     def _commit_alone(self, write: _Write) -> None:
         for times_left in reversed(range(MAX_TIMES_ALONE)):
@@ -136,22 +145,3 @@ class Writer:
             if is_worked_out and error.connection_invalidated:
                 raise CommitInDoubt from error
             raise
-
-
-def _attempt(connection: Connection, write: _Write, *, is_second: bool = False) -> Callable[[], None]:
-    """Do one of several writes. How to answer it, once all are durable."""
-    try:
-        with connection.begin_nested():
-            result = write.work(connection)
-    except DBAPIError as error:
-        if not isinstance(error, IntegrityError):
-            raise
-        if not is_second:
-            # Another process may have written the same key since this one looked; now it sees it.
-            return _attempt(connection, write, is_second=True)
-        failure: Exception = error
-    except Exception as error:
-        failure = error
-    else:
-        return lambda: write.future.set_result(result)
-    return lambda: write.future.set_exception(failure)

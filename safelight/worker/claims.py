@@ -14,7 +14,7 @@ from pathlib import Path
 from safelight.config import WorkerSettings
 from safelight.engine.host import EngineHost
 from safelight.errors import LostClaim, SafelightError, TryLater
-from safelight.runs import Claim, Run, RunError, RunStatus
+from safelight.runs import Claim, Outcome, Run, RunError, RunStatus
 from safelight.store import ANY_ATTEMPTS, Store
 from safelight.tracing import OFF, Tracing
 from safelight.worker.drawing import Drawing
@@ -146,8 +146,8 @@ class Worker:
         claim = held.claim
         log.info("started", extra={"run_id": claim.run.id, "fence": claim.fence, "deployment": claim.run.deployment})
         try:
-            run = await self._draw_and_finish(held)
-            log.info("ended", extra={"run_id": run.id, "status": run.status, "run_time_ms": run.run_time_ms})
+            end = await self._draw_and_finish(held)
+            log.info("ended", extra={"run_id": claim.run.id, "status": end.status, "run_time_ms": end.run_time_ms})
         except asyncio.CancelledError:
             await self._give_back(claim)
             raise
@@ -168,7 +168,7 @@ class Worker:
             del self._held[claim.run.id]
             self._store.notifications.publish("queue")
 
-    async def _draw_and_finish(self, held: Held) -> Run:
+    async def _draw_and_finish(self, held: Held) -> Outcome:
         run = held.claim.run
         traced: dict[str, str | int | float] = {"safelight.run_id": run.id, "safelight.deployment": run.deployment}
         traced |= {"safelight.fence": held.claim.fence, "safelight.attempt": run.num_attempts}
@@ -176,12 +176,12 @@ class Worker:
             with self._tracing.span("engine") as drawing:
                 outcome = replace(await self._drawing.draw(held), device_ms=held.device_ms)
                 drawing.set({"safelight.device_ms": held.device_ms, "safelight.num_steps": held.steps_done})
-            ended = await self._store.runs.finish(held.claim, outcome)
+            await self._store.runs.finish(held.claim, outcome)
             await self._checkpoints.forget(held)
-            span.set({"safelight.status": ended.status.value})
-            if ended.error is not None:
-                span.fail(ended.error.code)
-            return ended
+            span.set({"safelight.status": outcome.status.value})
+            if outcome.error is not None:
+                span.fail(outcome.error.code)
+            return outcome
 
     async def _pulse_for_ever(self) -> None:
         """Report progress, renew leases, and learn of cancels: one transaction for all runs held."""

@@ -26,6 +26,8 @@ class Held:
     device_ms: float = 0.0
     saving: asyncio.Task[None] | None = None
     waiting: asyncio.Task[None] | None = None
+    provenance: Provenance | None = None
+    has_preview: bool = False
 
     @property
     def is_waiting(self) -> bool:
@@ -36,9 +38,6 @@ class Held:
         """The run was cancelled or lost: it need not have its model any more."""
         if self.waiting is not None:
             self.waiting.cancel()
-
-    provenance: Provenance | None = None
-    has_preview: bool = False
 
     def seconds_to_deadline(self) -> float | None:
         """Until its pictures are wanted; None where nobody said so, and where an earlier claim has begun the run."""

@@ -55,7 +55,13 @@ async def claim_one(store: Store, worker_id: str = "worker", *, lease_seconds: f
 async def end_one(store: Store, **given: Any) -> Run:
     """A run that has succeeded."""
     await submit(store, **given)
-    return await store.runs.finish(await claim_one(store), SUCCEEDED)
+    return await finish(store, await claim_one(store))
+
+
+async def finish(store: Store, claim: Claim, outcome: Outcome = SUCCEEDED) -> Run:
+    """The run as it then is."""
+    await store.runs.finish(claim, outcome)
+    return await store.runs.get(claim.run.id)
 
 
 async def write_picture(store: Store, claim: Claim, index: int = 0, content: bytes = b"picture") -> ImageRecord:

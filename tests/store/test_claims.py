@@ -10,7 +10,7 @@ from safelight.errors import LostClaim
 from safelight.runs import Outcome, Provenance, Pulse, RunError, RunStatus
 from safelight.store import Store
 
-from .making import HOOK, SUCCEEDED, claim_one, draw, end_one, kinds_of, progress_of, submit, write_picture
+from .making import HOOK, SUCCEEDED, claim_one, draw, end_one, finish, kinds_of, progress_of, submit, write_picture
 
 
 async def test_the_oldest_queued_run_is_claimed_first(store: Store) -> None:
@@ -70,7 +70,7 @@ async def test_a_late_worker_cannot_write_to_a_run_another_has(store: Store) -> 
     pulse = await store.runs.pulse("late", [progress_of(late, 40)], lease_seconds=-1, renew=True)
     assert pulse == Pulse(lost=frozenset({late.run.id}))
     assert await store.runs.requeue_lost(max_attempts=3) == []
-    ended = await store.runs.finish(holder, SUCCEEDED)
+    ended = await finish(store, holder, SUCCEEDED)
     assert (ended.steps_done, ended.fence, ended.images) == (0, 2, ())
 
 
@@ -92,7 +92,7 @@ async def test_a_finished_run_says_how_it_ended(store: Store) -> None:
     outcome = Outcome(
         status=RunStatus.FAILED, run_time_ms=7.0, error=failure, warnings=("the prompt was cut",), provenance=made
     )
-    ended = await store.runs.finish(claim, outcome)
+    ended = await finish(store, claim, outcome)
     assert ended == await store.runs.get(claim.run.id)
     assert (ended.status, ended.run_time_ms, ended.warnings) == (RunStatus.FAILED, 7.0, ("the prompt was cut",))
     assert ended.provenance == made
@@ -113,7 +113,7 @@ async def test_the_end_of_a_run_names_its_last_picture_in_the_same_moment(store:
 
     claim = await claim_one(store)
     picture = await write_picture(store, claim)
-    ended = await store.runs.finish(claim, replace(SUCCEEDED, images=(picture,)))
+    ended = await finish(store, claim, replace(SUCCEEDED, images=(picture,)))
     assert ended.images == (picture,)
     assert (await kinds_of(store, run.id))[-2:] == ["image", "succeeded"]
 
@@ -121,7 +121,7 @@ async def test_the_end_of_a_run_names_its_last_picture_in_the_same_moment(store:
 async def test_the_end_of_a_run_says_how_far_it_came(store: Store) -> None:
     await submit(store)
     claim = await claim_one(store)
-    ended = await store.runs.finish(claim, replace(SUCCEEDED, progress=progress_of(claim, 50)))
+    ended = await finish(store, claim, replace(SUCCEEDED, progress=progress_of(claim, 50)))
     assert (ended.steps_done, ended.steps_total, ended.eta_seconds) == (50, 50, None)
 
 
@@ -156,7 +156,7 @@ async def test_pictures_of_an_earlier_claim_come_with_the_next(store: Store) -> 
     await store.runs.requeue_lost(max_attempts=3)
     second = await claim_one(store)
     assert second.run.images == (record,)
-    ended = await store.runs.finish(second, SUCCEEDED)
+    ended = await finish(store, second, SUCCEEDED)
     assert ended.images == (record,)
     assert await kinds_of(store, ended.id) == ["queued", "started", "image", "requeued", "started", "succeeded"]
 

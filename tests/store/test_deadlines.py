@@ -10,14 +10,14 @@ from safelight.errors import DeadlineUnreachable, InvalidFields
 from safelight.runs import Outcome, Run, RunParams, RunStatus
 from safelight.store import Store
 
-from .making import claim_one, kinds_of, new_run, submit
+from .making import claim_one, finish, kinds_of, new_run, submit
 
 PARAMS = RunParams(prompt="x", height=64, width=64, num_inference_steps=10)
 
 
 async def end_after(store: Store, run_time_ms: float, params: RunParams = PARAMS) -> Run:
     await submit(store, params=params)
-    return await store.runs.finish(await claim_one(store), Outcome(status=RunStatus.SUCCEEDED, run_time_ms=run_time_ms))
+    return await finish(store, await claim_one(store), Outcome(status=RunStatus.SUCCEEDED, run_time_ms=run_time_ms))
 
 
 async def test_a_deadline_is_kept_on_the_clock_of_the_database(store: Store) -> None:

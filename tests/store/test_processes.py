@@ -17,7 +17,7 @@ import pytest
 from safelight.runs import RunStatus
 from safelight.store import Store
 
-from .making import HOOK, SUCCEEDED, Place, claim_one, draw, kinds_of, new_run, submit
+from .making import HOOK, SUCCEEDED, Place, claim_one, draw, finish, kinds_of, new_run, submit
 
 Work = Callable[..., Awaitable[None]]
 
@@ -138,7 +138,7 @@ def test_a_killed_worker_loses_nothing_and_another_goes_on(place: Place, start: 
         claim = await claim_one(store)
         assert claim.fence == 2
         assert [await store.images.read(image.path) for image in claim.run.images] == [b"picture"]
-        ended = await store.runs.finish(claim, SUCCEEDED)
+        ended = await finish(store, claim, SUCCEEDED)
         assert await kinds_of(store, ended.id) == ["queued", "started", "image", "requeued", "started", "succeeded"]
         assert len(await store.deliveries.list()) == 1
 

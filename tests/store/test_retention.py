@@ -9,7 +9,7 @@ from safelight.runs import DeliveryAttempt, ImageRecord, Run
 from safelight.store import Store
 from safelight.store.retention import Expiry
 
-from .making import HOOK, SUCCEEDED, claim_one, draw, submit
+from .making import HOOK, claim_one, draw, finish, submit
 
 
 async def drawn(store: Store, num_bytes: int, **given: object) -> tuple[Run, ImageRecord]:
@@ -17,7 +17,7 @@ async def drawn(store: Store, num_bytes: int, **given: object) -> tuple[Run, Ima
     await submit(store, **given)
     claim = await claim_one(store)
     picture = await draw(store, claim, content=b"x" * num_bytes)
-    return await store.runs.finish(claim, SUCCEEDED), picture
+    return await finish(store, claim), picture
 
 
 async def settle(store: Store) -> None:

@@ -63,7 +63,8 @@ def end_run(store: Store) -> EndRun:
         (claim,) = await store.runs.claim("worker", limit=1, lease_seconds=60)
         if status is RunStatus.FAILED:
             error = RunError("out_of_memory", "the picture did not fit; ask for a smaller one")
-            return await store.runs.finish(claim, Outcome(status=status, run_time_ms=5.0, error=error))
+            await store.runs.finish(claim, Outcome(status=status, run_time_ms=5.0, error=error))
+            return await store.runs.get(new.id)
         for index in range(num_images):
             picture = f"picture {index} of {new.id}".encode()
             kept = await store.images.write(new.id, index, claim.fence, OutputFormat.PNG, picture)
@@ -76,7 +77,8 @@ def end_run(store: Store) -> EndRun:
                 sha256=hashlib.sha256(picture).hexdigest(),
             )
             await store.runs.add_image(claim, record)
-        return await store.runs.finish(claim, Outcome(status=status, run_time_ms=1234.5))
+        await store.runs.finish(claim, Outcome(status=status, run_time_ms=1234.5))
+        return await store.runs.get(new.id)
 
     return end
 
