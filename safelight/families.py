@@ -10,6 +10,7 @@ from pathlib import Path
 
 from safelight.errors import ModelError
 from safelight.headers import Header, read_header
+from safelight.weight_files import check_folder, find_tokenizer
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
@@ -82,13 +83,16 @@ def family_of(header: Header) -> Family:
 
 
 def check_model_path(path: Path) -> None:
-    """Raises ModelError unless `path` is a folder in diffusers' layout or a checkpoint file of a known family."""
+    """Raises ModelError unless `path` is a folder in diffusers' layout, its files whole, or a checkpoint file of a known
+    family that a tokenizer is to be had for."""
     if path.is_dir():
         index = path / "model_index.json"
         if not index.is_file():
             raise ModelError(f"{path} holds no diffusers model (model_index.json is missing)")
+        check_folder(path)
     elif path.exists():
         family_of(read_header(path))
+        find_tokenizer(path)
     else:
         raise ModelError(f"{path} is missing; name a checkpoint file or a folder that is there")
 

@@ -4,6 +4,7 @@ its content."""
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,14 +49,10 @@ def read_header(file: Path) -> Header:
     return Header(file, shapes, {str(name): str(text) for name, text in dict(metadata).items()})
 
 
-def pickle_message(file: Path) -> str:
-    """Why a pickle is not loaded, and the command that converts it."""
-    return (
-        f"{file} is a pickle, which can run code when it is read, and is not loaded; where you trust its origin, convert"
-        f' it in a sandbox: `python -c "import torch, safetensors.torch as s;'
-        f" p = torch.load('{file.name}', weights_only=True, map_location='cpu'); p = p.get('state_dict', p);"
-        f" s.save_file({{k: t.clone() for k, t in p.items() if hasattr(t, 'shape')}}, '{file.stem}.safetensors')\"`"
-    )
+def pickle_message(file: Path, out: Path | None = None) -> str:
+    """Why a pickle is not loaded, and the command that converts it, into `out` where its name matters."""
+    command = shlex.join(["safelight", "convert", str(file), *(["--out", str(out)] if out else [])])
+    return f"{file} is a pickle, which can run code when it is read, and is not loaded; convert it first: `{command}`"
 
 
 def _check_kind(file: Path, head: bytes) -> None:
@@ -63,5 +60,8 @@ def _check_kind(file: Path, head: bytes) -> None:
         raise ModelError(pickle_message(file))
     if head.startswith(b"version https://"):
         raise ModelError(f"{file} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
-    if len(head) < 9 or head[8:9] != b"{" or int.from_bytes(head[:8], "little") > MAX_HEADER_BYTES:
+    is_safetensors = head[8:9] == b"{"
+    if file.suffix in PICKLE_SUFFIXES and not is_safetensors:
+        raise ModelError(pickle_message(file))
+    if len(head) < 9 or not is_safetensors or int.from_bytes(head[:8], "little") > MAX_HEADER_BYTES:
         raise ModelError(f"{file} is no safetensors file; download it again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
@@ -28,6 +29,10 @@ FormatOption = Annotated[OutputFormat | None, typer.Option("--format", help="Fil
 OutOption = Annotated[
     str, typer.Option("--out", "-o", metavar="PATH", help="Folder for the pictures, or the name of a picture file.")
 ]
+StrengthOption = Annotated[float | None, typer.Option(help="How much of --init-image is changed: over 0, at most 1.")]
+MaskOption = Annotated[
+    str | None, typer.Option(metavar="FILE", help="A picture of the same size: white is painted anew, black stays.")
+]
 
 T = TypeVar("T")
 
@@ -39,6 +44,14 @@ def sampling(sampler: str | None, spacing: str | None) -> dict[str, SamplerName 
     if held is not None and asked not in (None, held):
         raise InvalidFields([FieldError("spacing", f"{asked} contradicts the sampler {sampler!r}, which says {held}")])
     return {"sampler": named, "spacing": held or asked}
+
+
+def read_picture(field: str, file: str | None) -> bytes | None:
+    """A picture file as it is; None where none was named. Raises InvalidFields."""
+    try:
+        return None if file is None else Path(file).expanduser().read_bytes()
+    except OSError as error:
+        raise InvalidFields([FieldError(field, f"{file} cannot be read: {error.strerror}")]) from error
 
 
 def _read(field: str, read: Callable[[str], T], text: str) -> T:

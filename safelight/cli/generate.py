@@ -4,38 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.catalog import Catalog, check_model
+from safelight.api.params import FRESH_SEEDS, NewParams, complete, find_wrong
+from safelight.catalog import check_model
 from safelight.catalog_file import load_catalog, weights_finder
 from safelight.cli import asking
+from safelight.cli.loras import own_loras
 from safelight.cli.machine import look_at_torch
 from safelight.cli.options import ConfigOption, JsonOption, settings_of
 from safelight.cli.output import explain, say, say_json
 from safelight.cli.pictures_out import PictureFolder
 from safelight.cli.progress import StepBar
 from safelight.config import Settings
-from safelight.deployments import Defaults, Limits
-from safelight.errors import InvalidFields, RunFailed
-from safelight.runs import RunParams, Spacing
+from safelight.deployments import Defaults, Deployment, Serving
+from safelight.errors import FieldError, InvalidFields, RunFailed
+from safelight.inputs import InputShape, look_at, start_mask, start_pixels
+from safelight.runs import RunParams
 
 if TYPE_CHECKING:
+    from safelight.engine.tasks import Assignment
     from safelight.pictures import Pixels
+
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        help="Identifier from `safelight models`, a repository on this machine, a diffusers folder or a checkpoint file."
+    ),
+]
+LoraOption = Annotated[
+    list[str] | None, typer.Option("--lora", metavar="FILE=SCALE", help="A LoRA's file; may be repeated.")
+]
 
 
 def generate(
     prompt: asking.PromptArgument,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Identifier from `safelight models`, a repository on this machine, a diffusers folder or a checkpoint file."
-        ),
-    ] = "pinhole",
+    model: ModelOption = "pinhole",
     out: asking.OutOption = ".",
     height: asking.HeightOption = None,
     width: asking.WidthOption = None,
@@ -47,26 +57,32 @@ def generate(
     sampler: asking.SamplerOption = None,
     spacing: asking.SpacingOption = None,
     output_format: asking.FormatOption = None,
+    loras: LoraOption = None,
+    init_image: Annotated[str | None, typer.Option(metavar="FILE", help="A picture to begin from.")] = None,
+    mask: asking.MaskOption = None,
+    strength: asking.StrengthOption = None,
     device: Annotated[str | None, typer.Option(help="torch device. Unset: the first GPU, else the CPU.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw PROMPT in this process and write the pictures, their parameters inside."""
     settings = settings_of(config, None)
-    catalog = load_catalog(settings.catalog)
-    if model not in settings.models:
-        check_model(model, catalog=catalog, hf_home=settings.hf_home)
-    named: dict[str, Any] = {
+    folder = PictureFolder(out, prompt=prompt, output_format=output_format)
+    named = asking.sampling(sampler, spacing) | {
+        "negative_prompt": negative_prompt,
         "height": height,
         "width": width,
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
+        "num_images_per_prompt": images,
+        "seed": None if seed is None or seed < 0 else seed,
+        "output_format": folder.output_format,
+        "init_image": asking.read_picture("init_image", init_image),
+        "mask": asking.read_picture("mask", mask),
+        "strength": strength,
     }
-    named |= {"negative_prompt": negative_prompt, "num_images_per_prompt": images}
-    named |= asking.sampling(sampler, spacing)
-    folder = PictureFolder(out, prompt=prompt, output_format=output_format)
-    params = run_params(prompt, catalog, model, seed=seed, named=named | {"output_format": folder.output_format})
-    weights = weights_finder(settings)(model)
+    drawing = _drawing(settings, model, prompt, loras or [], named)
+    params = drawing.params
     folder.prepare()
     written: list[dict[str, Any]] = []
 
@@ -79,7 +95,7 @@ def generate(
         path = folder.write(picture, seed=one, output_format=params.output_format)
         written.append({"path": str(path), "seed": one})
 
-    run_time_ms = asyncio.run(_draw(settings, params, weights, device=device or _first_device(settings), keep=keep))
+    run_time_ms = asyncio.run(_draw(settings, drawing, device=device or _first_device(settings), keep=keep))
     if as_json:
         say_json({"run_time_ms": run_time_ms, "images": written})
         return
@@ -88,37 +104,65 @@ def generate(
     explain(f"{len(written)} in {run_time_ms / 1000:.1f} s")
 
 
-def run_params(prompt: str, catalog: Catalog, model: str, *, seed: int | None, named: dict[str, Any]) -> RunParams:
-    """The model's defaults with what was named over them. Raises InvalidFields."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawing:
+    """What to draw, with which weights; pictures and LoRAs are files."""
+
+    params: RunParams
+    weights: Path
+    lora_files: tuple[tuple[str, str], ...] = ()
+    init_image: bytes | None = None
+    mask: bytes | None = None
+
+
+def _drawing(settings: Settings, model: str, prompt: str, loras: list[str], named: dict[str, Any]) -> Drawing:
+    """The model's defaults with what was named over them. Raises InvalidFields, ModelError."""
+    catalog = load_catalog(settings.catalog)
+    if model not in settings.models:
+        check_model(model, catalog=catalog, hf_home=settings.hf_home)
+    weights = weights_finder(settings)(model)
+    lora_files, uses = own_loras(loras, weights)
     entry = catalog.get(model)
-    defaults = entry.defaults if entry else Defaults()
-    chosen = replace(defaults, **{key: value for key, value in named.items() if value is not None})
-    if named.get("spacing") is None and chosen.spacing not in chosen.sampler.spacings:
-        chosen = replace(chosen, spacing=Spacing.AUTOMATIC)
-    fields = {key: getattr(chosen, key) for key in Defaults.__dataclass_fields__}
-    first = secrets.randbelow(2**32) if seed is None or seed < 0 else seed
-    params = RunParams(prompt=prompt, seed=first, **fields)
-    if wrong := Limits().check(params):
+    defaults, serving = entry.defaults if entry else Defaults(), Serving(lora_files=lora_files)
+    deployment = Deployment(name="generate", version=0, model=model, defaults=defaults, serving=serving)
+    asked = NewParams(prompt=prompt, loras=uses, **named)
+    pictures = {"init_image": named["init_image"], "mask": named["mask"]}
+    params = complete(asked, deployment, fresh_seed=secrets.randbelow(FRESH_SEEDS), picture=_look_at(pictures))
+    if wrong := find_wrong(asked, params, deployment):
         raise InvalidFields(wrong)
-    return params
+    return Drawing(params, weights, lora_files, **pictures)
 
 
-async def _draw(
-    settings: Settings, params: RunParams, weights: Path, *, device: str, keep: Callable[[int, Pixels], None]
-) -> float:
+def _look_at(pictures: Mapping[str, bytes | None]) -> InputShape | None:
+    """What is begun from. Raises InvalidFields, also for a mask of another size."""
+    shapes: dict[str, InputShape] = {}
+    for field, data in pictures.items():
+        try:
+            if data is not None:
+                shapes[field] = look_at(data)
+        except ValueError as error:
+            raise InvalidFields([FieldError(field, str(error))]) from error
+    picture, mask = shapes.get("init_image"), shapes.get("mask")
+    if picture and mask and (mask.height, mask.width) != (picture.height, picture.width):
+        wanted = f"the init_image {picture.width} x {picture.height}; give it the same size"
+        raise InvalidFields([FieldError("mask", f"is {mask.width} x {mask.height} pixels and {wanted}")])
+    return picture
+
+
+async def _draw(settings: Settings, drawing: Drawing, *, device: str, keep: Callable[[int, Pixels], None]) -> float:
     """Milliseconds of work. Raises RunFailed, ModelError."""
     from safelight.app import engine_for
     from safelight.engine.events import AssignmentDone, AssignmentFailed, EncodedPrompt, ImageReady, StepDone
-    from safelight.engine.tasks import Assignment, ModelSpec
+    from safelight.engine.tasks import ModelSpec
 
     explain("loading the model")
     engine = engine_for(settings, device)
     await engine.start()
     try:
-        await engine.load(ModelSpec("model", weights))
-        indices = tuple(range(params.num_images_per_prompt))
+        loras = {name: Path(file) for name, file in drawing.lora_files}
+        await engine.load(ModelSpec("model", drawing.weights, loras=loras))
         with StepBar() as bar:
-            async for event in engine.generate(Assignment("generate", "model", params, indices)):
+            async for event in engine.generate(_assignment(drawing)):
                 if isinstance(event, StepDone):
                     bar.show(event.steps_done, event.steps_total, event.eta_seconds)
                 elif isinstance(event, EncodedPrompt):
@@ -132,6 +176,17 @@ async def _draw(
     finally:
         await engine.close()
     raise RunFailed("the drawing was stopped")
+
+
+def _assignment(drawing: Drawing) -> Assignment:
+    from safelight.engine.beginnings import StartPicture
+    from safelight.engine.tasks import Assignment
+
+    params, start = drawing.params, None
+    if drawing.init_image is not None:
+        mask = None if drawing.mask is None else start_mask(drawing.mask, params.height, params.width)
+        start = StartPicture(start_pixels(drawing.init_image, params.height, params.width), mask)
+    return Assignment("generate", "model", params, tuple(range(params.num_images_per_prompt)), picture=start)
 
 
 def _first_device(settings: Settings) -> str:

@@ -1,15 +1,18 @@
-"""`--lora NAME=FILE`: the LoRAs of a deployment, looked at before anything is stored."""
+"""`--lora`: the LoRAs of a deployment, looked at before anything is stored, and those that a picture is drawn with."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from safelight.errors import FieldError, InvalidFields, ModelError
 from safelight.families import check_lora
+from safelight.runs import LoraUse
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def read_loras(pairs: Sequence[str], weights: Path | ModelError) -> tuple[tuple[str, str], ...]:
@@ -35,3 +38,26 @@ def read_loras(pairs: Sequence[str], weights: Path | ModelError) -> tuple[tuple[
     if wrong:
         raise InvalidFields(wrong)
     return tuple(found.items())
+
+
+def lora_uses(texts: Sequence[str]) -> tuple[LoraUse, ...]:
+    """What NAME=SCALE says, or NAME for a scale of 1. Raises InvalidFields."""
+    found: list[LoraUse] = []
+    for text in texts:
+        name, _, number = text.rpartition("=") if "=" in text else (text, "=", "1")
+        try:
+            scale = float(number)
+        except ValueError:
+            scale = math.nan
+        if not name or not math.isfinite(scale):
+            raise InvalidFields([FieldError("lora", f"{text!r} is not NAME=SCALE with a number, such as lego=0.8")])
+        found.append(LoraUse(name, scale))
+    return tuple(found)
+
+
+def own_loras(texts: Sequence[str], weights: Path) -> tuple[tuple[tuple[str, str], ...], tuple[LoraUse, ...]]:
+    """Of FILE=SCALE: the files by names of their own, and how they are used. Raises InvalidFields, as `read_loras` does."""
+    uses = lora_uses(texts)
+    named = tuple(LoraUse(_UNFIT.sub("-", Path(use.name).stem).strip("._-") or "lora", use.scale) for use in uses)
+    files = [f"{short.name}={use.name}" for short, use in zip(named, uses, strict=True)]
+    return read_loras(files, weights), named

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from safelight.cli import asking
+from safelight.cli.loras import lora_uses
 from safelight.cli.options import JsonOption
 from safelight.cli.output import explain, say, say_json
 from safelight.cli.pictures_out import PictureFolder
@@ -35,18 +37,29 @@ def predict(
     spacing: asking.SpacingOption = None,
     output_format: asking.FormatOption = None,
     deterministic: asking.DeterministicOption = None,
+    loras: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="NAME=SCALE", help="A LoRA that the deployment knows; may be repeated."),
+    ] = None,
+    init_image: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A picture to begin from: a file, or run:<id>/<index>.")
+    ] = None,
+    mask: asking.MaskOption = None,
+    strength: asking.StrengthOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a server for pictures, show the progress, and write them. What is left out is the deployment's default."""
     from safelight.client import Client
 
     folder = PictureFolder(out, prompt=prompt, output_format=output_format)
-    folder.prepare()
     named: dict[str, Any] = {"height": height, "width": width, "num_inference_steps": steps, "seed": seed}
     named |= {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
     named |= asking.sampling(sampler, spacing)
     named |= {"num_images_per_prompt": images, "output_format": folder.output_format, "deterministic": deterministic}
+    named |= {"init_image": _picture("init_image", init_image), "mask": _picture("mask", mask), "strength": strength}
+    named["loras"] = [asdict(use) for use in lora_uses(loras or ())] or None
     params = {field: value for field, value in named.items() if value is not None}
+    folder.prepare()
     with Client(url, _key(key)) as client:
         run = client.submit(name, prompt, **params)
         _follow(run)
@@ -62,6 +75,10 @@ def predict(
     for path in written:
         say(str(path))
     explain(f"run {run.run_id}: {result.run_time_ms / 1000:.1f} s of work")
+
+
+def _picture(field: str, named: str | None) -> bytes | str | None:
+    return named if named is not None and named.startswith("run:") else asking.read_picture(field, named)
 
 
 def _follow(run: RunHandle) -> None:

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from safelight.cli import (
     cluster,
     configuration,
+    convert,
     demo,
     deploying,
     doctor,
@@ -36,6 +37,7 @@ COMMANDS = (
     deploying.undeploy,
     deploying.models,
     pull.pull,
+    convert.convert,
     generate.generate,
     predict.predict,
     prune.prune,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -68,6 +69,8 @@ def test_a_checkpoint_file_is_served_under_its_stem(house: House) -> None:
     names["model.diffusion_model.input_blocks.0.0.weight"] = [1, 4, 1, 1]
     file = house.folder / "My_Model v1.5.safetensors"
     write_safetensors(file, names)
+    assert "brings no tokenizer: put vocab.json and merges.txt" in house.refused("deploy", str(file))
+    write_tokenizer(house.folder / "tokenizer")
     house.ok("deploy", str(file))
     assert [(each["name"], each["model"]) for each in deployed(house)] == [("my-model-v1-5", str(file))]
     file.write_bytes(file.read_bytes()[:-1])
@@ -79,6 +82,7 @@ def test_loras_are_registered_by_name_and_looked_at_first(house: House) -> None:
     model = model_folder(house.folder / "model")
     (model / "unet").mkdir()
     (model / "unet" / "config.json").write_text('{"cross_attention_dim": 768}')
+    write_safetensors(model / "unet" / "diffusion_pytorch_model.safetensors", {"x": [1]})
     key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight"
     right, wrong = house.folder / "right.safetensors", house.folder / "wrong.safetensors"
     write_safetensors(right, {key: [4, 768]})
@@ -91,6 +95,28 @@ def test_loras_are_registered_by_name_and_looked_at_first(house: House) -> None:
     assert "is not NAME=FILE" in house.refused("deploy", str(model), "--lora", "right.safetensors")
     assert "is named twice" in house.refused("deploy", str(model), "--lora", f"a={right}", "--lora", f"a={right}")
     assert len(deployed(house)) == 1
+
+
+def test_a_folder_whose_files_cannot_be_loaded_is_refused_before_it_has_a_name(house: House) -> None:
+    model = model_folder(house.folder / "model")
+    (model / "vae").mkdir()
+    refused = functools.partial(house.refused, "deploy", str(model))
+    assert "holds no weights: diffusion_pytorch_model.safetensors is missing" in refused()
+    pickled = model / "vae" / "diffusion_pytorch_model.bin"
+    pickled.write_bytes(b"PK\x03\x04")
+    assert f"`safelight convert {pickled} --out {pickled.with_suffix('.safetensors')}`" in refused()
+    write_safetensors(pickled.with_suffix(".safetensors"), {"x": [8]})
+    house.ok("deploy", str(model))
+    whole = pickled.with_suffix(".safetensors").read_bytes()
+    pickled.with_suffix(".safetensors").write_bytes(whole[:-1])
+    assert "is damaged" in refused()
+    assert len(deployed(house)) == 1
+
+
+def write_tokenizer(folder: Path) -> None:
+    folder.mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).touch()
 
 
 def write_safetensors(file: Path, shapes: dict[str, list[int]]) -> None:

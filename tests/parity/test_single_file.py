@@ -249,9 +249,3 @@ def test_a_header_that_would_fill_memory_is_refused(tmp_path: Path) -> None:
     giant.write_bytes((10**12).to_bytes(8, "little") + b"{" + b" " * 100)
     with pytest.raises(ModelError, match="no safetensors file"):
         load_model(giant)
-
-
-def test_a_ckpt_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
-    torch.save({"state_dict": {"x": torch.zeros(1)}}, tmp_path / "mine.ckpt")
-    with pytest.raises(ModelError, match=r"is a pickle.*convert it in a sandbox: `python -c"):
-        load_model(tmp_path / "mine.ckpt")

@@ -9,9 +9,10 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from safelight.engine.models.files import ModelFiles
 from safelight.engine.models.noise import read_schedule
-from safelight.engine.models.weights import Component, Config, find_files
+from safelight.engine.models.weights import Component, Config
 from safelight.errors import ModelError
 from safelight.families import KNOWN_TITLES
+from safelight.weight_files import find_files
 
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 

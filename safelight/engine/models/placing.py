@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from safelight.engine.models.base import ImageModel
-from safelight.engine.models.weights import count_elements, find_files
+from safelight.engine.models.weights import count_elements
+from safelight.weight_files import find_files
 
 _STEMS = ("diffusion_pytorch_model", "model")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gzip
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from safelight.errors import ModelError
+from safelight.weight_files import find_tokenizer
 
 WINDOW = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -19,22 +19,12 @@ _MERGES_SHA256 = "9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de29905
 """Of merges.txt, the same file in every model that reads with CLIP's vocabulary."""
 
 _NUM_TOKENS = 49408
-_PACKAGE, _PACKAGE_FILE = "open_clip", "bpe_simple_vocab_16e6.txt.gz"
 
 
 def tokenizer_for(file: Path, *, pad_token: str) -> CLIPTokenizer:
     """The tokenizer of the checkpoint `file`. Raises ModelError, with the remedy, where none is to be had."""
-    for folder in (file.parent / "tokenizer", file.parent):
-        if (folder / "merges.txt").is_file() and (folder / "vocab.json").is_file():
-            return _from_folder(folder, pad_token)
-    packed = _packaged_merges()
-    if packed is None:
-        raise ModelError(
-            f"{file} brings no tokenizer: put vocab.json and merges.txt of CLIP's tokenizer (the folder `tokenizer` of any"
-            f" Stable Diffusion) into {file.parent / 'tokenizer'}, or install them with"
-            " `pip install --no-deps open-clip-torch`"
-        )
-    return from_merges(_read_merges(packed), pad_token=pad_token)
+    found = find_tokenizer(file)
+    return _from_folder(found, pad_token) if found.is_dir() else from_merges(_read_merges(found), pad_token=pad_token)
 
 
 def from_merges(merges: list[str], *, pad_token: str) -> CLIPTokenizer:
@@ -61,13 +51,6 @@ def _from_folder(folder: Path, pad_token: str) -> CLIPTokenizer:
     except Exception as error:
         raise ModelError(f"the tokenizer in {folder} cannot be read ({error})") from error
     return tokenizer
-
-
-def _packaged_merges() -> Path | None:
-    """The package is looked into, not imported: its own needs are not."""
-    found = find_spec(_PACKAGE)
-    places = [Path(place) / _PACKAGE_FILE for place in (found.submodule_search_locations or ())] if found else []
-    return next((place for place in places if place.is_file()), None)
 
 
 def _read_merges(packed: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from safelight.errors import ModelError
-from safelight.headers import PICKLE_SUFFIXES, pickle_message, read_header
+from safelight.headers import read_header
 
 Config = dict[str, object]
 """A config.json as it came: every value is checked where it is used."""
@@ -39,23 +38,6 @@ class Component:
     config: Config
     files: Sequence[Path]
     place_of: Callable[[str], Place | None] = field(default=keep_name)
-
-
-def find_files(folder: Path, stem: str) -> list[Path]:
-    """The safetensors files of one component: whole, a variant such as fp16, or shards. Raises ModelError."""
-    whole = folder / f"{stem}.safetensors"
-    if whole.is_file():
-        return [whole]
-    indexes = sorted(folder.glob(f"{stem}.safetensors.index*.json"))
-    if indexes:
-        return _shards(indexes[0])
-    variants = sorted(path for path in folder.glob(f"{stem}.*.safetensors") if path.is_file())
-    if variants:
-        return variants[:1]
-    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
-    if pickles:
-        raise ModelError(pickle_message(folder / pickles[0]))
-    raise ModelError(f"{folder} holds no weights: {stem}.safetensors is missing; download the model again")
 
 
 def load_weights(
@@ -129,16 +111,3 @@ def _placed(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> t
     layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
     dtype = dtype if tensor.is_floating_point() else tensor.dtype
     return tensor.to(device=device, dtype=dtype, memory_format=layout, copy=True)
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{index} is damaged; download it again") from error
-    if any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise ModelError(f"{index} names files outside its folder; do not use this model")
-    missing = sorted(name for name in names if not (index.parent / name).is_file())
-    if missing:
-        raise ModelError(f"{index.parent / missing[0]} is missing; download the model again")
-    return [index.parent / name for name in sorted(names)]
