@@ -57,6 +57,7 @@ POLL_SECONDS = 1.0
 FIRST_LOOK_SECONDS = 0.05
 
 PROGRESS_SECONDS = 0.5
+"""How often a watcher looks without a hint, and about how often progress is written and told."""
 
 _MAX_POLLS_PER_SECOND = 100
 _RETRY_SECONDS = 5.0
@@ -296,7 +297,7 @@ class Service:
                 if (version := await self._store.previews.version(run.id)) not in (None, preview):
                     preview = version
                     yield _progress_of(run, RunEventKind.PREVIEW)
-                if (run.steps_done, run.steps_total) != shown and now - shown_at >= PROGRESS_SECONDS:
+                if (run.steps_done, run.steps_total) != shown and now - shown_at >= 0.9 * PROGRESS_SECONDS:
                     shown, shown_at = (run.steps_done, run.steps_total), now
                     yield _progress_of(run)
                 else:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from safelight.engine.tasks import BatchKey
 
 SMOOTHING = 0.2
@@ -30,21 +33,34 @@ class Costs:
         self._decodes.setdefault(key, _Measured()).add(seconds)
 
     def step_seconds(self, key: BatchKey, num_rows: int) -> float | None:
-        """Of a step with so many rows: measured, or in proportion to the nearest measured number. None: not yet known."""
+        """Of a step with so many rows: measured, or on the line between the nearest measured numbers, or in proportion to
+        the nearest; of a shape not yet seen, in proportion to the one of its model most like it. None: not yet known."""
         measured = self._steps.get(key)
         if not measured:
-            return None
-        nearest = min(measured, key=lambda rows: abs(rows - num_rows))
-        return measured[nearest].value * num_rows / nearest
+            like = _most_like(key, self._steps)
+            return None if like is None else _area(key) / _area(like) * (self.step_seconds(like, num_rows) or 0.0)
+        below = max((rows for rows in measured if rows <= num_rows), default=None)
+        above = min((rows for rows in measured if rows >= num_rows), default=None)
+        if below is None or above is None or below == above:
+            nearest = below or above or num_rows
+            return measured[nearest].value * num_rows / nearest
+        part = (num_rows - below) / (above - below)
+        return measured[below].value + part * (measured[above].value - measured[below].value)
 
     def row_seconds(self, key: BatchKey) -> float | None:
-        """Of one row in the best batch measured so far."""
+        """Of one row in the best batch measured so far; of a shape not yet seen as `step_seconds`."""
         measured = self._steps.get(key)
-        return min(each.value / rows for rows, each in measured.items()) if measured else None
+        if not measured:
+            like = _most_like(key, self._steps)
+            return None if like is None else _area(key) / _area(like) * (self.row_seconds(like) or 0.0)
+        return min(each.value / rows for rows, each in measured.items())
 
     def decode_seconds(self, key: BatchKey) -> float:
-        """0 as long as none was measured."""
-        return self._decodes[key].value if key in self._decodes else 0.0
+        """Of one picture; of a shape not yet seen as `step_seconds`. 0 as long as none was measured."""
+        if key in self._decodes:
+            return self._decodes[key].value
+        like = _most_like(key, self._decodes)
+        return 0.0 if like is None else _area(key) / _area(like) * self._decodes[like].value
 
     def rows_worth(self, key: BatchKey, most: int) -> int:
         """The knee: the fewest rows with `KNEE` of the best row rate; `most` until it is known.
@@ -69,6 +85,16 @@ class Costs:
         if 0 < half < knee and not any(half - 1 <= rows < knee for rows in rates):
             return half
         return 2 * knee if knee == max(rates) else knee
+
+
+def _most_like(key: BatchKey, known: Iterable[BatchKey]) -> BatchKey | None:
+    """Of the shapes of the same model the one whose pictures are nearest in size."""
+    same = (each for each in known if each.model_key == key.model_key)
+    return min(same, key=lambda each: abs(_area(each) - _area(key)), default=None)
+
+
+def _area(key: BatchKey) -> int:
+    return math.prod(key.latent_shape[1:])
 
 
 class _Measured:

@@ -318,7 +318,11 @@ class Engine:
                 self._finished.append(task)
         left = self._forecast.seconds_left(now)
         decodes = sum(self._costs.decode_seconds(task.key) for task in self._finished)
-        for run in {task.run: None for task in batch.tasks}:
+        told = {task.run: None for task in batch.tasks}
+        if self._forecast.made_at == now:
+            # Those that wait for their turn too: whoever came may have put them off.
+            told |= dict.fromkeys(left)
+        for run in told:
             event = StepDone(run.steps_done, run.steps_total, left.get(run, 0.0) + decodes)
             self._events.append((run.run_id, event))
 

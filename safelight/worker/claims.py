@@ -215,6 +215,10 @@ class Worker:
             self._engine.cancel(run_id)
             if run_id in self._held:
                 self._held[run_id].stop_waiting()
+        for run_id, held in self._held.items():
+            # The time left is told as it is now, not half a second later.
+            if held.is_watched:
+                self._store.notifications.publish(f"run:{run_id}")
         return is_renewal
 
     async def _drain(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 from safelight.deployments import Deployment
 from safelight.engine.events import (
@@ -75,7 +76,7 @@ class Drawing:
             weight=run.weight,
             deadline_seconds=held.seconds_to_deadline(),
         )
-        watching = asyncio.create_task(self._pass_on_watchers(run.id))
+        watching = asyncio.create_task(self._pass_on_watchers(held))
         try:
             return await self._follow(held, assignment)
         finally:
@@ -83,11 +84,13 @@ class Drawing:
             if held.has_preview:
                 await self._store.previews.remove(run.id)
 
-    async def _pass_on_watchers(self, run_id: str) -> None:
+    async def _pass_on_watchers(self, held: Held) -> None:
         """Whoever watches a run says so again and again: a hint may be lost, and nobody says that he is gone."""
+        run_id = held.claim.run.id
         with self._store.notifications.listen(f"watch:{run_id}") as listener:
             while True:
                 if await listener.wait(WATCH_WAIT_SECONDS):
+                    held.watched_at = time.monotonic()
                     self._engine.watch(run_id)
 
     async def _follow(self, held: Held, assignment: Assignment) -> Outcome:
@@ -99,7 +102,8 @@ class Drawing:
                     held.warnings = warnings
                 case StepDone():
                     held.steps_done, held.steps_total = event.steps_done, event.steps_total
-                    held.eta_seconds, held.is_unreported = event.eta_seconds, True
+                    held.foresee(event.eta_seconds)
+                    held.is_unreported = True
                 case CheckpointTaken(checkpoint):
                     self._checkpoints.save(held, checkpoint)
                 case PreviewReady():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass, field
 
 from safelight.deployments import Deployment
 from safelight.runs import Claim, ImageRecord, Outcome, Progress, Provenance, RunError, RunStatus
+
+WATCHED_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -19,15 +22,22 @@ class Held:
     deployment: Deployment | None = None
     steps_done: int = 0
     steps_total: int = 0
-    eta_seconds: float | None = None
+    ends_at: float | None = None
+    """On the clock of `since`, as far as the engine foresaw it at its last step."""
     warnings: tuple[str, ...] = ()
     unnamed: tuple[ImageRecord, ...] = ()
     is_unreported: bool = False
+    watched_at: float = -math.inf
     device_ms: float = 0.0
     saving: asyncio.Task[None] | None = None
     waiting: asyncio.Task[None] | None = None
     provenance: Provenance | None = None
     has_preview: bool = False
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody who watches was heard of lately."""
+        return time.monotonic() - self.watched_at < WATCHED_SECONDS
 
     @property
     def is_waiting(self) -> bool:
@@ -38,6 +48,10 @@ class Held:
         """The run was cancelled or lost: it need not have its model any more."""
         if self.waiting is not None:
             self.waiting.cancel()
+
+    def foresee(self, eta_seconds: float | None) -> None:
+        """So long from now; what is reported later is less by what has passed since."""
+        self.ends_at = None if eta_seconds is None else time.monotonic() + eta_seconds
 
     def seconds_to_deadline(self) -> float | None:
         """Until its pictures are wanted; None where nobody said so, and where an earlier claim has begun the run."""
@@ -66,5 +80,5 @@ class Held:
             fence=self.claim.fence,
             steps_done=self.steps_done,
             steps_total=self.steps_total,
-            eta_seconds=self.eta_seconds,
+            eta_seconds=None if self.ends_at is None else max(0.0, self.ends_at - time.monotonic()),
         )

@@ -24,13 +24,14 @@ def test_the_first_measurement_gives_way_to_the_second() -> None:
     assert costs.step_seconds(SMALL, 2) == pytest.approx(1.2)
 
 
-def test_unmeasured_rows_are_judged_by_the_nearest_measured() -> None:
+def test_unmeasured_rows_are_judged_by_their_measured_neighbours() -> None:
     costs = Costs()
     assert costs.step_seconds(SMALL, 4) is None
     costs.record_step(SMALL, 2, 1.0)
     costs.record_step(SMALL, 8, 3.2)
-    assert costs.step_seconds(SMALL, 4) == pytest.approx(2.0)
-    assert costs.step_seconds(SMALL, 16) == pytest.approx(6.4)
+    assert costs.step_seconds(SMALL, 4) == pytest.approx(1.0 + 2.2 / 3), "on the line between both"
+    assert costs.step_seconds(SMALL, 16) == pytest.approx(6.4), "in proportion beyond them"
+    assert costs.step_seconds(SMALL, 1) == pytest.approx(0.5)
 
 
 def test_the_knee_is_the_fewest_rows_with_nearly_the_best_rate() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from safelight.engine.costs import Costs
@@ -67,9 +69,15 @@ def test_the_forecast_of_a_mixed_load_is_near_what_happens() -> None:
     assert errors[len(errors) // 2] < 0.1, errors
 
 
-def test_a_shape_never_measured_has_no_time_left() -> None:
-    known, unknown = make_task("a"), make_task("b", key=LARGE)
-    assert set(play_forward(scheduler_of(known, unknown, costs=costs_of()), costs_of())) == {known.run}
+def test_a_shape_never_measured_is_judged_by_its_model_s_others_and_without_any_has_no_time_left() -> None:
+    known, larger, unknown = (
+        make_task("a"),
+        make_task("b", key=LARGE),
+        make_task("c", key=replace(SMALL, model_key="n@1")),
+    )
+    costs = costs_of()
+    left = play_forward(scheduler_of(known, larger, unknown, costs=costs), costs)
+    assert left == {known.run: pytest.approx(5.5), larger.run: pytest.approx(4 * 5.5 + 5.5)}
 
 
 def test_a_forecast_is_told_on_and_made_anew_when_images_come() -> None:

@@ -1,0 +1,152 @@
+"""How true the announced time left is, and how soon a cancel works: `python -m benchmarks.promptness`.
+
+A real server with pinhole. Several runs are left at once and followed while nothing else arrives; each announcement is
+held against when the run ended. Then long runs are cancelled one by one, between others that go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from rich.table import Table
+
+from benchmarks.load import mixed_requests, quantile_of
+from benchmarks.machine import publish
+from benchmarks.servers import safelight
+from safelight.client import Client, RunHandle
+from safelight.runs import RunEvent, RunEventKind
+
+LONGEST_STEPS = 150
+SHORTEST_LEFT_SECONDS = 0.5
+"""Of what ends sooner no announcement counts: a twentieth of a second would be a tenth of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What a run's event said of the time left, and what it was then. Seconds on the client's clock."""
+
+    announced: float
+    left: float
+
+    @property
+    def error(self) -> float:
+        return abs(self.announced - self.left) / self.left
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """From the call to the end of the run, and what a step took just before."""
+
+    seconds: float
+    step_seconds: float
+
+    @property
+    def steps(self) -> float:
+        return self.seconds / self.step_seconds
+
+
+def follow(handle: RunHandle) -> list[tuple[float, RunEvent]]:
+    """Every event of a run, and when it came."""
+    return [(time.perf_counter(), event) for event in handle.events()]
+
+
+def announcements(events: Sequence[tuple[float, RunEvent]]) -> list[Announcement]:
+    ended_at, last = events[-1]
+    assert last.kind is RunEventKind.SUCCEEDED, last
+    told = [Announcement(event.eta_seconds, ended_at - at) for at, event in events if event.eta_seconds is not None]
+    return [each for each in told if each.left >= SHORTEST_LEFT_SECONDS]
+
+
+def submit(client: Client, request: dict[str, object]) -> RunHandle:
+    return client.submit("pinhole", **request)  # type: ignore[arg-type]
+
+
+def measure_announcements(client: Client, requests: Iterable[dict[str, object]]) -> list[list[Announcement]]:
+    """Of each run, in the order of time."""
+    handles = [submit(client, request) for request in requests]
+    with ThreadPoolExecutor(len(handles)) as readers:
+        return [announcements(events) for events in readers.map(follow, handles)]
+
+
+def measure_cancels(client: Client, *, num_runs: int, seed: int) -> list[Cancelled]:
+    """Long runs side by side, cancelled one after the other at moments of chance."""
+    chance = random.Random(seed)
+    requests = mixed_requests(num_runs + 1, seed=seed)
+    handles = [submit(client, request | {"num_inference_steps": LONGEST_STEPS}) for request in requests]
+    with ThreadPoolExecutor(len(handles)) as readers:
+        # One goes on until the last cancel was seen, so that all of them end between others.
+        found = list(readers.map(partial(cancel_soon, after=lambda: 2.0 + 2.0 * chance.random()), handles[:-1]))
+        handles[-1].cancel()
+    return found
+
+
+def cancel_soon(handle: RunHandle, *, after: Callable[[], float]) -> Cancelled:
+    """Cancel the run some seconds after its first step."""
+    steps: list[tuple[float, int]] = []
+    asked_at, due = 0.0, 0.0
+    for event in handle.events():
+        now = time.perf_counter()
+        if event.steps_done and not asked_at:
+            steps.append((now, event.steps_done))
+            due = due or now + after()
+            if now >= due and len(steps) > 2:
+                asked_at = time.perf_counter()
+                handle.cancel()
+    assert asked_at, "the run ended before it was cancelled"
+    (first_at, first), (last_at, last) = steps[0], steps[-1]
+    return Cancelled(time.perf_counter() - asked_at, (last_at - first_at) / (last - first))
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    with safelight() as target, Client(target.url, target.key) as client:
+        for request in mixed_requests(2, seed=0, side=options.side):
+            submit(client, request).wait()
+        told: list[list[Announcement]] = []
+        cancels: list[Cancelled] = []
+        for number in range(options.rounds):
+            told += measure_announcements(client, mixed_requests(options.runs, seed=number + 1, side=options.side))
+            cancels += measure_cancels(client, num_runs=options.cancels, seed=number + 1)
+    publish("promptness", _table(told, cancels, options.side))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=6, help="runs left at once")
+    parser.add_argument("--cancels", type=int, default=3, help="runs cancelled in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side", type=int, default=512)
+    return parser
+
+
+def _table(told: list[list[Announcement]], cancels: list[Cancelled], side: int) -> Table:
+    table = Table(title=f"pinhole, {side} px: the announced time left, and cancels")
+    for heading in ("what", "number", "median", "90th percentile", "goal (median)"):
+        table.add_column(heading)
+    every = [each.error for run in told for each in run]
+    first = [run[0].error for run in told if run]
+    table.add_row("error of the time left, every announcement", *_percent(every), "< 10 %")
+    table.add_row("error of the time left, the first of a run", *_percent(first), "< 10 %")
+    seconds = [each.seconds for each in cancels]
+    table.add_row("cancel to end, s", *_figures(seconds), "")
+    table.add_row("cancel to end, steps", *_figures([each.steps for each in cancels]), "<= 1")
+    return table
+
+
+def _percent(errors: Sequence[float]) -> tuple[str, str, str]:
+    return str(len(errors)), f"{statistics.median(errors):.1%}", f"{quantile_of(errors, 0.9):.1%}"
+
+
+def _figures(values: Sequence[float]) -> tuple[str, str, str]:
+    return str(len(values)), f"{statistics.median(values):.2f}", f"{quantile_of(values, 0.9):.2f}"
+
+
+if __name__ == "__main__":
+    main()
