@@ -126,11 +126,15 @@ class Worker:
             log.warning("nothing can be claimed for now", extra={"reason": error.message})
             return False
         for claim in claims:
-            self._held[claim.run.id] = Held(claim)
-            task = asyncio.create_task(self._carry_out(self._held[claim.run.id]))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._begin(claim)
         return bool(claims)
+
+    def _begin(self, claim: Claim) -> None:
+        before = self._held.get(claim.run.id)
+        held = self._held[claim.run.id] = Held(claim)
+        held.task = asyncio.create_task(self._carry_out(held, before))
+        self._running.add(held.task)
+        held.task.add_done_callback(self._running.discard)
 
     @property
     def _num_free_images(self) -> int:
@@ -141,15 +145,19 @@ class Worker:
     def _is_last_attempt(self, held: Held) -> bool:
         return held.claim.run.num_attempts >= max(2, self._settings.max_attempts)
 
-    async def _carry_out(self, held: Held) -> None:
-        """See a claimed run to its end. The border where whatever goes wrong with one run is caught."""
+    async def _carry_out(self, held: Held, before: Held | None) -> None:
+        """See a claimed run to its end. The border where whatever goes wrong with one run is caught.
+
+        `before` is this worker's own claim of the same run, whose lease ran out while it was drawn.
+        """
         claim = held.claim
         log.info("started", extra={"run_id": claim.run.id, "fence": claim.fence, "deployment": claim.run.deployment})
         try:
+            await _ended(before)
             end = await self._draw_and_finish(held)
             log.info("ended", extra={"run_id": claim.run.id, "status": end.status, "run_time_ms": end.run_time_ms})
         except asyncio.CancelledError:
-            await self._give_back(claim)
+            await self._give_back(held)
             raise
         except LostClaim:
             log.warning("the claim was lost; its result is thrown away", extra={"run_id": claim.run.id})
@@ -157,15 +165,15 @@ class Worker:
             # A full disk or a locked database is not the run's fault: it waits in the queue until there is room.
             log.error("given back", extra={"run_id": claim.run.id, "reason": error.message})
             await asyncio.sleep(min(error.retry_after_seconds, self._settings.poll_seconds))
-            await self._give_back(claim)
+            await self._give_back(held)
         except SafelightError as error:
             await self._fail(held, error.code, error.message)
         except Exception as error:
             log.exception("unexpected failure", extra={"run_id": claim.run.id})
             await self._fail(held, "worker_error", f"the worker failed on this run: {type(error).__name__}")
         finally:
-            self._engine.cancel(claim.run.id)
-            del self._held[claim.run.id]
+            if self._cancel(held):
+                del self._held[claim.run.id]
             self._store.notifications.publish("queue")
 
     async def _draw_and_finish(self, held: Held) -> Outcome:
@@ -199,7 +207,8 @@ class Worker:
 
     async def _pulse(self, is_renewal: bool) -> bool:
         """Whether leases were renewed."""
-        progress = [held.progress() for held in self._held.values()]
+        reported = dict(self._held)
+        progress = [held.progress() for held in reported.values()]
         try:
             pulse = await self._store.runs.pulse(
                 self._worker_id,
@@ -212,14 +221,20 @@ class Worker:
             log.warning("no progress can be written for now", extra={"reason": error.message})
             return False
         for run_id in pulse.cancel_requested | pulse.lost:
-            self._engine.cancel(run_id)
-            if run_id in self._held:
-                self._held[run_id].stop_waiting()
+            if self._cancel(reported[run_id]):
+                reported[run_id].stop_waiting()
         for run_id, held in self._held.items():
             # The time left is told as it is now, not half a second later.
             if held.is_watched:
                 self._store.notifications.publish(f"run:{run_id}")
         return is_renewal
+
+    def _cancel(self, held: Held) -> bool:
+        """Out of the engine; not where the run, which the engine knows by its id, is here under a newer claim by now."""
+        is_newest = self._held.get(held.claim.run.id) is held
+        if is_newest:
+            self._engine.cancel(held.claim.run.id)
+        return is_newest
 
     async def _drain(self) -> None:
         if self._running:
@@ -240,8 +255,9 @@ class Worker:
                 if checkpoint is not None:
                     await self._checkpoints.write(held.claim, checkpoint)
 
-    async def _give_back(self, claim: Claim) -> None:
-        self._engine.cancel(claim.run.id)
+    async def _give_back(self, held: Held) -> None:
+        claim = held.claim
+        self._cancel(held)
         try:
             await self._store.runs.release(claim)
             log.info("given back", extra={"run_id": claim.run.id})
@@ -255,3 +271,10 @@ class Worker:
         except SafelightError as error:
             # The store is out of reach: the lease ends and the run is tried again, so nothing is lost.
             log.error("could not be ended", extra={"run_id": held.claim.run.id, "reason": error.message})
+
+
+async def _ended(before: Held | None) -> None:
+    """Stopped, so that nothing it still does is taken for the newer claim's."""
+    if before is not None and before.task is not None:
+        before.task.cancel()
+        await asyncio.wait({before.task})

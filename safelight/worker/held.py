@@ -33,6 +33,8 @@ class Held:
     waiting: asyncio.Task[None] | None = None
     provenance: Provenance | None = None
     has_preview: bool = False
+    task: asyncio.Task[None] | None = None
+    """What carries the run out."""
 
     @property
     def is_watched(self) -> bool:

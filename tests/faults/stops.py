@@ -23,6 +23,8 @@ POISON = 3
 
 SETTLE_SECONDS = 90.0
 DRAIN_SECONDS = 5.0
+STOP_LEASE_SECONDS = 20.0
+"""So long that a busy machine ends none: an attempt that is lost was lost by a stop. A successor asks for no lease's end."""
 
 
 class Poisoned(FakeModel):
@@ -85,7 +87,9 @@ async def _ends(settings: Settings, numbers: dict[str, int]) -> tuple[dict[str, 
 
 def sigterm(folder: Path, *, num_times: int) -> Figure:
     """API and worker by turns told to stop under load; runs are long enough that a stop always meets some."""
-    settings = settings_for(folder, drain_seconds=DRAIN_SECONDS)
+    settings = settings_for(
+        folder, drain_seconds=DRAIN_SECONDS, lease_seconds=STOP_LEASE_SECONDS, heartbeat_seconds=STOP_LEASE_SECONDS / 4
+    )
     key = in_child(furnish, settings)
     accepted = Ledger(folder / "accepted")
     faults: list[str] = []

@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+import sqlalchemy as sa
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -31,6 +32,7 @@ from hypothesis.stateful import (
 from safelight.errors import LostClaim
 from safelight.runs import Claim, Outcome, RunError, RunStatus
 from safelight.store import Store
+from safelight.store.schema import metadata
 from tests.postgres import Postgres, find_programs
 
 from .conftest import copied
@@ -61,44 +63,62 @@ class Expected:
         self.kinds.append(kind)
 
 
-Side = list[Store]
-"""Two stores over one database, that take turns."""
+class Sides:
+    """For each database two stores over it, that take turns. Opened once: a walk begins with empty tables."""
+
+    def __init__(self, *places: Place) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._sides = [[self.do(place.open()) for _ in range(2)] for place in places]
+
+    def do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self._loop.run_until_complete(work)
+
+    def each(self, ask: Callable[..., Coroutine[Any, Any, Any]], *given: list[Any]) -> list[Any]:
+        """What each side answers or raises; each of `given` has something of its own for every side."""
+        for side in self._sides:
+            side.reverse()
+        asked = [ask(side[0], *its) for side, *its in zip(self._sides, *given, strict=True)]
+        return list(self.do(_all_ended(asked)))
+
+    def close(self) -> None:
+        for side in self._sides:
+            for store in side:
+                self.do(store.close())
+        self._loop.close()
+
+
+async def _all_ended(asked: list[Coroutine[Any, Any, Any]]) -> list[Any]:
+    return await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def _empty(store: Store) -> None:
+    def delete(connection: sa.Connection) -> None:
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(sa.delete(table))
+
+    await store._database.write(delete)
 
 
 class LifeOfRuns(RuleBasedStateMachine):
-    template: Path
-    server: Postgres | None
+    sides: Sides
     claims: Bundle[list[Claim]] = Bundle("claims")
     """Of one run: its claim on each side."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.runner = asyncio.Runner()
         self.expected: dict[str, Expected] = {}
-        self.leaving = contextlib.ExitStack()
-        folder = tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None)
-        data = Path(self.leaving.enter_context(folder))
-        places = [Place(Path(shutil.copytree(self.template, data / "sqlite")))]
-        if self.server is not None:
-            places.append(Place(data / "postgresql", self.leaving.enter_context(copied(self.server))))
-        self.sides = [[self.do(place.open()) for _ in range(2)] for place in places]
+        self.each(_empty)
 
     def teardown(self) -> None:
-        for side in self.sides:
-            self.do(self.check_traces(side[0]))
-            for store in side:
-                self.do(store.close())
-        self.runner.close()
-        self.leaving.close()
+        self.each(self.check_traces)
 
-    def do(self, work: Any) -> Any:
-        return self.runner.run(work)
-
-    def each(self, ask: Callable[[Store], Any]) -> list[Any]:
+    def each(self, ask: Callable[[Store], Coroutine[Any, Any, Any]]) -> list[Any]:
         """What each side answers."""
-        for side in self.sides:
-            side.reverse()
-        return [self.do(ask(side[0])) for side in self.sides]
+        answers = self.sides.each(ask)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return answers
 
     def holds(self, claim: list[Claim]) -> bool:
         run = self.expected[claim[0].run.id]
@@ -146,17 +166,16 @@ class LifeOfRuns(RuleBasedStateMachine):
         run.num_attempts -= self.holds(claim) and status is RunStatus.QUEUED
         self.write(claim, lambda store, mine: store.runs.release(mine), status)
 
-    def write(self, claim: list[Claim], work: Callable[[Store, Claim], Any], status: RunStatus) -> None:
-        for side, mine in zip(self.sides, claim, strict=True):
-            side.reverse()
-            if self.holds(claim):
-                self.do(work(side[0], mine))
-            else:
-                with pytest.raises(LostClaim):
-                    self.do(work(side[0], mine))
-        if self.holds(claim):
-            kind = "requeued" if status is RunStatus.QUEUED else status.value
-            self.expected[claim[0].run.id].move(status, kind)
+    def write(
+        self, claim: list[Claim], work: Callable[[Store, Claim], Coroutine[Any, Any, Any]], status: RunStatus
+    ) -> None:
+        answers = self.sides.each(work, claim)
+        if not self.holds(claim):
+            assert [type(answer) for answer in answers] == [LostClaim] * len(claim)
+            return
+        assert [answer for answer in answers if isinstance(answer, BaseException)] == []
+        kind = "requeued" if status is RunStatus.QUEUED else status.value
+        self.expected[claim[0].run.id].move(status, kind)
 
     @rule(number=st.integers(0, 30))
     def cancel(self, number: int) -> None:
@@ -214,18 +233,24 @@ class LifeOfRuns(RuleBasedStateMachine):
         assert sorted(told) == sorted(id_ for id_, run in self.kept.items() if run.has_webhook and run.status.has_ended)
 
 
-def walk(template: Path, server: Postgres | None, *, num_walks: int, num_steps: int) -> None:
-    """Raises what a walk found wrong, with the shortest one that does."""
-    life = type("Life", (LifeOfRuns,), {"template": template, "server": server})
-    run_state_machine_as_test(
-        life,
-        settings=settings(
-            max_examples=num_walks,
-            stateful_step_count=num_steps,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+def walk(template: Path, server: Postgres | None, *, num_walks: int, num_steps: int, first: int | None = None) -> None:
+    """Raises what a walk found wrong, with the shortest one that does. `first` is a seed: the same one, the same walks."""
+    with contextlib.ExitStack() as leaving:
+        data = Path(leaving.enter_context(tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None)))
+        places = [Place(Path(shutil.copytree(template, data / "sqlite")))]
+        if server is not None:
+            places.append(Place(data / "postgresql", leaving.enter_context(copied(server))))
+        sides = leaving.enter_context(contextlib.closing(Sides(*places)))
+        life = type("Life", (LifeOfRuns,), {"sides": sides})
+        run_state_machine_as_test(
+            life if first is None else seed(first)(life),
+            settings=settings(
+                max_examples=num_walks,
+                stateful_step_count=num_steps,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
 
 
 def test_the_life_of_runs_in_every_order_on_both_databases(migrated: Path, request: pytest.FixtureRequest) -> None:
