@@ -21,6 +21,7 @@ SUBJECTS = ("a red house", "a lighthouse", "two boats", "an old tree", "a train"
 PLACES = ("by a lake", "in the snow", "at dusk", "on a hill", "under the stars", "in a garden", "by the sea")
 NAMES = ("pinhole", "pinhole-large", "posters")
 NUM_KEYS = 20
+AT_ONCE = 50_000
 DELIVERY_SHARE = 0.2
 
 
@@ -41,16 +42,24 @@ def fill(data: Path, *, num_runs: int, num_days: float) -> str:
     began = time.time() - num_days * 86400
     database = sqlite3.connect(data / "safelight.db")
     database.executescript("PRAGMA synchronous=OFF; PRAGMA cache_size=-400000; PRAGMA journal_mode=MEMORY;")
-    with database:
-        for number in range(num_runs):
+    for first in range(0, num_runs, AT_ONCE):
+        rows: dict[str, list[dict[str, object]]] = {}
+        for number in range(first, min(first + AT_ONCE, num_runs)):
             at = began + (number + 1) / num_runs * (num_days * 86400 - 60)
             for table, row in rows_of_run(chance, at, key_ids):
-                columns = ", ".join(row)
-                marks = ", ".join("?" * len(row))
-                database.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", list(row.values()))
+                rows.setdefault(table, []).append(row)
+        with database:
+            for table, many in rows.items():
+                _insert(database, table, many)
     database.execute("ANALYZE")
     database.close()
     return admin
+
+
+def _insert(database: sqlite3.Connection, table: str, rows: list[dict[str, object]]) -> None:
+    """All of them in one statement; every row of a table has the same columns."""
+    columns, marks = ", ".join(rows[0]), ", ".join("?" * len(rows[0]))
+    database.executemany(f"INSERT INTO {table} ({columns}) VALUES ({marks})", [tuple(row.values()) for row in rows])
 
 
 def rows_of_run(chance: random.Random, at: float, key_ids: list[str]) -> Iterator[tuple[str, dict[str, object]]]:

@@ -166,6 +166,8 @@ class Provenance:
     device: str
     dtype: str
     num_threads: int
+    backend: str = ""
+    """What ran the networks at the run's size: `torch`, or `openvino` with its version; empty where nobody noted it."""
 
 
 class InputName(StrEnum):

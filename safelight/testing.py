@@ -91,6 +91,9 @@ class FakeModel:
                 raise ModelError(f"no LoRA {use.name} was registered")
         return self
 
+    def backend_of(self, latent_shape: tuple[int, int, int], num_windows: int = 1) -> str:
+        return "torch"
+
     @property
     def conditioning_shape(self) -> tuple[int, int]:
         return NUM_TOKENS, WIDTH

@@ -129,7 +129,7 @@ def _changes(first: Run, again: Run) -> Iterator[str]:
         return
     now = asdict(again.provenance)
     for name, before in asdict(first.provenance).items():
-        if before != now[name]:
+        if before not in (now[name], ""):
             yield f"{name} was {before}, is {now[name]}"
 
 

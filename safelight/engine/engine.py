@@ -245,7 +245,11 @@ class Engine:
             return faults.encode_failed(error)
         cut = {"prompt": run.prompt.cut, "negative_prompt": run.negative.cut if run.negative else ""}
         limit = f"is longer than the {model.num_prompt_tokens} tokens this model reads; not read was:"
-        return EncodedPrompt(tuple(f"{field} {limit} {text}" for field, text in cut.items() if text))
+        key = run.tasks[0].key
+        return EncodedPrompt(
+            tuple(f"{field} {limit} {text}" for field, text in cut.items() if text),
+            model.backend_of(key.latent_shape, key.num_windows),
+        )
 
     def _encode_text(self, run: LiveRun, text: str, *, is_negative: bool = False) -> Conditioning:
         """Prompt and negative prompt are of one length: the shorter is filled up with empty windows."""

@@ -223,10 +223,6 @@ class Worker:
         for run_id in pulse.cancel_requested | pulse.lost:
             if self._cancel(reported[run_id]):
                 reported[run_id].stop_waiting()
-        for run_id, held in self._held.items():
-            # The time left is told as it is now, not half a second later.
-            if held.is_watched:
-                self._store.notifications.publish(f"run:{run_id}")
         return is_renewal
 
     def _cancel(self, held: Held) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 
 from safelight.deployments import Deployment
 from safelight.engine.events import (
@@ -76,7 +75,7 @@ class Drawing:
             weight=run.weight,
             deadline_seconds=held.seconds_to_deadline(),
         )
-        watching = asyncio.create_task(self._pass_on_watchers(held))
+        watching = asyncio.create_task(self._pass_on_watchers(run.id))
         try:
             return await self._follow(held, assignment)
         finally:
@@ -84,13 +83,11 @@ class Drawing:
             if held.has_preview:
                 await self._store.previews.remove(run.id)
 
-    async def _pass_on_watchers(self, held: Held) -> None:
+    async def _pass_on_watchers(self, run_id: str) -> None:
         """Whoever watches a run says so again and again: a hint may be lost, and nobody says that he is gone."""
-        run_id = held.claim.run.id
         with self._store.notifications.listen(f"watch:{run_id}") as listener:
             while True:
                 if await listener.wait(WATCH_WAIT_SECONDS):
-                    held.watched_at = time.monotonic()
                     self._engine.watch(run_id)
 
     async def _follow(self, held: Held, assignment: Assignment) -> Outcome:
@@ -98,8 +95,9 @@ class Drawing:
             if isinstance(event, EndEvent):
                 held.device_ms = event.device_ms
             match event:
-                case EncodedPrompt(warnings):
+                case EncodedPrompt(warnings, backend):
                     held.warnings = warnings
+                    held.note_backend(backend)
                 case StepDone():
                     held.steps_done, held.steps_total = event.steps_done, event.steps_total
                     held.foresee(event.eta_seconds)

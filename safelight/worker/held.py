@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from safelight.deployments import Deployment
 from safelight.runs import Claim, ImageRecord, Outcome, Progress, Provenance, RunError, RunStatus
-
-WATCHED_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -27,7 +24,6 @@ class Held:
     warnings: tuple[str, ...] = ()
     unnamed: tuple[ImageRecord, ...] = ()
     is_unreported: bool = False
-    watched_at: float = -math.inf
     device_ms: float = 0.0
     saving: asyncio.Task[None] | None = None
     waiting: asyncio.Task[None] | None = None
@@ -35,11 +31,6 @@ class Held:
     has_preview: bool = False
     task: asyncio.Task[None] | None = None
     """What carries the run out."""
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether somebody who watches was heard of lately."""
-        return time.monotonic() - self.watched_at < WATCHED_SECONDS
 
     @property
     def is_waiting(self) -> bool:
@@ -50,6 +41,11 @@ class Held:
         """The run was cancelled or lost: it need not have its model any more."""
         if self.waiting is not None:
             self.waiting.cancel()
+
+    def note_backend(self, backend: str) -> None:
+        """What runs the networks at the run's size goes into its provenance, where there is one."""
+        if self.provenance is not None:
+            self.provenance = replace(self.provenance, backend=backend)
 
     def foresee(self, eta_seconds: float | None) -> None:
         """So long from now; what is reported later is less by what has passed since."""

@@ -6,19 +6,31 @@ import json
 import threading
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from safelight.deployments import Deployment
 from safelight.pictures import encode_picture
-from safelight.runs import Claim, ImageRecord, NewRun, Outcome, OutputFormat, Provenance, RunParams, RunStatus
+from safelight.runs import (
+    Claim,
+    ImageRecord,
+    InputName,
+    NewRun,
+    Outcome,
+    OutputFormat,
+    Provenance,
+    RunInput,
+    RunParams,
+    RunStatus,
+)
 from safelight.store import Store
 
 from .conftest import House
 
 HERE = Provenance(safelight="1", torch="2", device="cpu", dtype="float32", num_threads=1)
-THERE = Provenance(safelight="1", torch="3", device="cpu", dtype="float32", num_threads=1)
+THERE = Provenance(safelight="1", torch="3", device="cpu", dtype="float32", num_threads=1, backend="torch")
 
 
 async def draw(store: Store, claim: Claim, colour: int, provenance: Provenance) -> None:
@@ -101,6 +113,42 @@ def test_a_run_that_comes_out_otherwise_fails_by_how_much(
 def test_a_difference_may_be_allowed(house: House, first: str, worker: Callable[[int], threading.Thread]) -> None:
     worker(103)
     house.ok("runs", "replay", first, "--tolerance", "3")
+
+
+def test_a_run_from_a_picture_is_drawn_from_the_same_one_again(
+    house: House, worker: Callable[[int], threading.Thread]
+) -> None:
+    async def make(store: Store) -> str:
+        await store.deployments.deploy(Deployment(name="toy", version=0, model="pinhole"))
+        run_id, inputs = str(uuid.uuid4()), []
+        for index, name in enumerate(InputName):
+            kept = await store.images.write(run_id, index, 0, OutputFormat.PNG, name.encode())
+            inputs.append(RunInput(name=name, path=kept.path, num_bytes=kept.num_bytes, sha256=kept.sha256))
+        params = RunParams(prompt="a red boat", seed=7, strength=0.5)
+        new = NewRun(
+            id=run_id,
+            project="p",
+            key_id=None,
+            deployment="toy",
+            deployment_version=1,
+            params=params,
+            inputs=tuple(inputs),
+        )
+        await store.runs.create(new, max_queued=10)
+        [claim] = await store.runs.claim("worker", limit=1, lease_seconds=60)
+        await draw(store, claim, 100, replace(HERE, backend="openvino 1"))
+        return run_id
+
+    first = house.store(make)
+    worker(100)
+    told = json.loads(house.ok("runs", "replay", first, "--json").stdout)
+    assert told["changed"] == ["torch was 2, is 3", "backend was openvino 1, is torch"]
+    house.ok("runs", "rm", first)
+
+    async def read(store: Store) -> dict[str, bytes]:
+        return {each.name: await store.images.read(each.path) for each in await store.runs.inputs(told["replay"])}
+
+    assert house.store(read) == {name: name.encode() for name in InputName}, "its own copies"
 
 
 def test_a_run_without_pictures_cannot_be_compared(house: House, first: str) -> None:

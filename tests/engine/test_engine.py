@@ -41,7 +41,7 @@ def draw(model: FakeModel, **asked: RunParams) -> dict[str, list[object]]:
 
 def test_a_run_is_told_all_that_happens_in_order() -> None:
     events = draw(FakeModel(), r=replace(CAT, num_images_per_prompt=2, seed=40))["r"]
-    assert events[0] == EncodedPrompt(())
+    assert events[0] == EncodedPrompt((), "torch")
     steps = [event for event in events if isinstance(event, StepDone)]
     assert [step.steps_done for step in steps] == [2, 4, 6, 8, 10]
     assert all(step.steps_total == 10 and step.eta_seconds is not None for step in steps)

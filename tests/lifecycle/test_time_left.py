@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from safelight.store import Store
-from safelight.worker.held import WATCHED_SECONDS, Held
+from safelight.worker.held import Held
 from tests.store.making import claim_one, submit
 
 
@@ -25,8 +25,3 @@ async def test_the_time_left_is_less_by_what_passed_since_the_last_step(
     assert held.progress().eta_seconds == pytest.approx(3.0)
     now += 9.0
     assert held.progress().eta_seconds == 0.0
-    assert not held.is_watched
-    held.watched_at = now
-    assert held.is_watched
-    now += WATCHED_SECONDS
-    assert not held.is_watched

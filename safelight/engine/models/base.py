@@ -67,6 +67,10 @@ class ImageModel(Protocol):
         """The same model, sharing its weights, drawing with these LoRAs. Raises ModelError with the remedy."""
         ...
 
+    def backend_of(self, latent_shape: tuple[int, int, int], num_windows: int = 1) -> str:
+        """What runs the networks for latents and prompts of this size, with its version where that is not torch."""
+        ...
+
     @property
     def conditioning_shape(self) -> tuple[int, int]:
         """(L, D) of a prompt that takes one window."""

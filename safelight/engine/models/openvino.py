@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -192,6 +193,12 @@ class Compiled:
             outs.append(_infer(self._requests[rows], [_grown(each[begin : begin + rows], rows) for each in given]))
             begin += rows
         return (torch.cat(outs)[:num_rows],)
+
+
+def backend_name(forward: Forward, latent_shape: tuple[int, ...]) -> str:
+    """What runs a network for latents of this shape."""
+    is_compiled = isinstance(forward, Compiled) and forward.shapes[0] == latent_shape
+    return f"openvino {version('openvino')}" if is_compiled else "torch"
 
 
 def cheapest_parts(num_rows: int, seconds: Mapping[int, float]) -> tuple[int, ...]:

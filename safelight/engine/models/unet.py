@@ -22,7 +22,7 @@ from safelight.engine.models.adapters import Adapters
 from safelight.engine.models.base import Conditioning, PictureLatent, Reading
 from safelight.engine.models.files import ModelFiles
 from safelight.engine.models.networks import load_text_encoder, load_unet, load_vae
-from safelight.engine.models.openvino import Compiler, Forward
+from safelight.engine.models.openvino import Compiler, Forward, backend_name
 from safelight.engine.models.text import ClipPair, ClipPrompt, PromptEncoder
 from safelight.engine.samplers import NoiseSchedule
 from safelight.errors import ModelError
@@ -85,6 +85,12 @@ class UNetModel:
         inputs = self._parts.prompts.denoiser_inputs(hidden, **sides)
         self._unet = compiler.unet(unet, x, torch.zeros(1), **inputs)
         self._decode = compiler.decoder(vae, x.to(vae.dtype))
+
+    def backend_of(self, latent_shape: tuple[int, int, int], num_windows: int = 1) -> str:
+        is_as_compiled = num_windows == 1 and not self._loras
+        denoiser = backend_name(self._unet, latent_shape) if is_as_compiled else "torch"
+        decoder = backend_name(self._decode, latent_shape)
+        return denoiser if denoiser == decoder else f"{denoiser} (denoiser), {decoder} (decoder)"
 
     @property
     def num_prompt_tokens(self) -> int:
