@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from safelight.errors import ConfigError, TryLater
+from safelight.keys import Allowance, Scope
 from safelight.runs import RunParams, RunStatus
 from safelight.store import Store
 from safelight.store.database import open_engine
@@ -53,6 +54,32 @@ async def test_a_hint_that_comes_while_a_process_joins_harms_nothing(place: Plac
     joining.open(lambda topics: None)
     joining.close()
     engine.dispose()
+
+
+async def test_every_frequent_query_can_follow_an_index(store: Store) -> None:
+    """With few rows a walk is cheapest; where walks are forbidden, one that is left has no index to follow."""
+    limited = Allowance(requests_per_minute=9, images_per_day=9, max_queued_runs=9)
+    key, _ = await store.keys.create("limited", scopes=frozenset({Scope.PREDICT}), allowance=limited)
+    plans: list[str] = []
+
+    def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith(("SELECT", "UPDATE", "DELETE", "WITH")):
+            with connection.connection.cursor() as found:
+                found.execute("SET LOCAL enable_seqscan = off")
+                found.execute("EXPLAIN " + statement, parameters)
+                plans.extend(f"{step} <- {statement}" for (step,) in found.fetchall())
+
+    sa.event.listen(store._database._engine, "before_cursor_execute", explain)
+    await end_one(store, webhook_endpoint=HOOK, idempotency_key="k", key_id=key.id)
+    for wanted in ({}, {"project": "p"}, {"project": "p", "status": RunStatus.FAILED}, {"deployment": "d"}):
+        await store.runs.list(**wanted, created_before=1e12)  # type: ignore[arg-type]
+    await store.search.runs(RunSearch(status=RunStatus.FAILED, text="cat"), limit=5)
+    await store.runs.backlog()
+    await store.runs.queue_position((await submit(store)).id)
+    await store.runs.requeue_lost(max_attempts=3)
+    await store.ledger.standings(key.id)
+    assert len(plans) > 30
+    assert [plan for plan in plans if "Seq Scan on runs" in plan.split("<-")[0]] == []
 
 
 async def test_two_writers_that_wait_for_each_other_both_end(store: Store, neighbour: Store) -> None:

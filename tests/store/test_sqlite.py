@@ -13,9 +13,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from safelight.errors import ConfigError, StorageFull, TryLater
+from safelight.keys import Allowance, Scope
 from safelight.runs import RunParams, RunStatus
 from safelight.store import Store
 from safelight.store.database import HAS_SOUND_WAL, open_engine
+from safelight.store.search import RunSearch
 
 from .making import HOOK, end_one, on_sqlite, submit
 
@@ -122,6 +124,13 @@ async def test_no_frequent_query_walks_through_all_runs(store: Store) -> None:
     await store.runs.list(deployment="d", cursor="MS4wIDE=")
     await end_one(store, webhook_endpoint=HOOK, idempotency_key="k")
     await store.runs.backlog()
+    limited = Allowance(requests_per_minute=9, images_per_day=9, max_queued_runs=9)
+    key, _ = await store.keys.create("limited", scopes=frozenset({Scope.PREDICT}), allowance=limited)
+    await submit(store, key_id=key.id)
+    await store.ledger.standings(key.id)
+    for search in (RunSearch(), RunSearch(deployment="d"), RunSearch(status=RunStatus.FAILED, text="cat")):
+        await store.search.runs(search, limit=5)
+    await store.runs.claim("worker", limit=1, lease_seconds=60)
     await store.runs.queue_position((await submit(store)).id)
     await store.runs.requeue_lost(max_attempts=3)
     await store.runs.prune(older_than_seconds=60)
