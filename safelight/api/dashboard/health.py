@@ -17,7 +17,7 @@ from pathlib import Path
 from safelight.config import PREFIX, Settings
 from safelight.errors import TryLater
 
-PACKAGES = ("torch", "diffusers", "transformers", "fastapi", "sqlalchemy", "pillow")
+PACKAGES = ("torch", "tokenizers", "fastapi", "sqlalchemy", "pillow")
 
 _DOCTOR_SECONDS = 120.0
 _OWN_PORT = "port"

@@ -10,7 +10,7 @@ from safelight.engine.models.weights import Component
 from safelight.engine.samplers import NoiseSchedule
 
 if TYPE_CHECKING:
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
+    from safelight.engine.models.tokenizer import ClipTokenizer
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -24,7 +24,7 @@ class ModelFiles:
     unet: Component
     vae: Component
     text_encoders: tuple[Component, ...]
-    tokenizers: tuple[CLIPTokenizer, ...]
+    tokenizers: tuple[ClipTokenizer, ...]
     schedule: NoiseSchedule
     has_blank_negative: bool = False
 
