@@ -44,6 +44,7 @@ def safelight(name: str = "Safelight", *, model: str = "pinhole", **environment:
             url = next(found[0] for line in process.stdout if (found := re.search(r"http://127[.\d]+:\d+", line)))
             start_seconds = time.monotonic() - began
             create = [sys.executable, "-m", "safelight", "keys", "create", "bench", "--data", data]
+            create += ["--scope", "predict", "--scope", "read"]
             key = subprocess.run(create, capture_output=True, text=True, check=True).stdout.strip()
             yield Target(name, url, key, process.pid, start_seconds)
         finally:
