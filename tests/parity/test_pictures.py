@@ -135,3 +135,12 @@ def test_bfloat16_draws_nearly_the_same(tiny_v2: Pair) -> None:
     params = replace(PLAIN, height=32, width=32, guidance_scale=2.0)
     [[exact]], [[rounded]] = draw_with_engine(tiny_v2.ours, [params]), draw_with_engine(model, [params])
     assert np.abs(exact.astype(int) - rounded.astype(int)).mean() < 6
+
+
+def test_in_float16_the_autoencoder_stays_in_float32_where_it_would_overflow(tiny_xl: Pair) -> None:
+    model = load_model(tiny_xl.folder, dtype=torch.float16)
+    *_, unet, vae = model.networks
+    assert (next(unet.parameters()).dtype, next(vae.parameters()).dtype) == (torch.float16, torch.float32)
+    params = replace(PLAIN, height=32, width=32, num_inference_steps=2, guidance_scale=2.0)
+    [[exact]], [[rounded]] = draw_with_engine(tiny_xl.ours, [params]), draw_with_engine(model, [params])
+    assert np.abs(exact.astype(int) - rounded.astype(int)).mean() < 6
