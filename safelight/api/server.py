@@ -28,13 +28,40 @@ DRAIN_SECONDS = 5.0
 MIN_BYTES_PER_SECOND = 8192
 """A reader that takes a waiting answer more slowly than this, over the length of a deadline, is cut off."""
 
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 64 * 2**20
+"""What a refused client may still send, so that it comes to read why it was refused."""
+
 _DROP_AT_ONCE = struct.pack("ii", 1, 0)
+
+
+class DoorTransport:
+    """A connection as uvicorn sees it. `close` asks `linger` first whether it does the closing, once."""
+
+    def __init__(self, transport: asyncio.Transport, linger: Callable[[], bool]) -> None:
+        self._transport = transport
+        self._linger = linger
+        self._is_lingering = False
+
+    def close(self) -> None:
+        if self._is_lingering or not self._linger():
+            self._transport.close()
+        else:
+            self._is_lingering = True
+
+    def is_closing(self) -> bool:
+        return self._is_lingering or self._transport.is_closing()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class DeadlineProtocol(H11Protocol):
     """HTTP/1.1 with one deadline: for the head of each request, and for progress of a blocked answer.
 
-    The body of a request has its own deadline where it is read, with an answer that says so.
+    The body of a request has its own deadline where it is read, with an answer that says so. A connection that is closed
+    while its client still sends is closed in two steps: the kernel would reset it over unread bytes, and the client might
+    lose its answer.
     """
 
     def __init__(self, *args: Any, deadline_seconds: float, **kwargs: Any) -> None:
@@ -42,9 +69,12 @@ class DeadlineProtocol(H11Protocol):
         self._deadline_seconds = deadline_seconds
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._num_lingering_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = DoorTransport(transport, self._linger)  # type: ignore[assignment]
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             # The end of an answer lies in the kernel only, where no timer of ours sees it. Later than ours, which tell
             # the client; the kernel's does not.
@@ -55,7 +85,16 @@ class DeadlineProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         _cancel(self._head_timer)
         _cancel(self._write_timer)
+        _cancel(self._linger_timer)
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._linger_timer is None:
+            super().data_received(data)
+            return
+        self._num_lingering_bytes += len(data)
+        if self._num_lingering_bytes > LINGER_BYTES:
+            self._drop()
 
     def handle_events(self) -> None:
         before = self.cycle
@@ -106,6 +145,16 @@ class DeadlineProtocol(H11Protocol):
         for event in (response, h11.Data(data=answer.body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+    def _linger(self) -> bool:
+        """Read and forget for a while what the client still sends. False where it has sent all."""
+        if self.conn.their_state in {h11.DONE, h11.MUST_CLOSE, h11.CLOSED} or self.transport.is_closing():
+            return False
+        _cancel(self._head_timer)
+        self._linger_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        return True
 
     def _watch_reader(self) -> None:
         check = partial(self._check_reader, self._num_waiting_bytes())

@@ -174,7 +174,7 @@ async def asking_without_reading(port: int, request: bytes):
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.02)
 
@@ -183,6 +183,13 @@ def is_reset(connection: socket.socket) -> bool:
     """The door has ended this connection at once; nothing has to be read to learn of it."""
     (state,) = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
     return state == TCP_CLOSE
+
+
+def is_held(server: uvicorn.Server, connection: socket.socket) -> bool:
+    """Whether the door still has this connection. Its client may not know: a kernel whose window is shut passes over a
+    reset that does not fit into it, and learns the truth when it next has room."""
+    address = connection.getsockname()
+    return any(each.client == address for each in server.server_state.connections)
 
 
 async def test_readers_that_stop_reading_are_dropped_and_their_answers_forgotten(make_house):
@@ -195,21 +202,22 @@ async def test_readers_that_stop_reading_are_dropped_and_their_answers_forgotten
         tracemalloc.start()
         request = head(image, house.key)
         stuck = [await stack.enter_async_context(asking_without_reading(port, request)) for _ in range(10)]
-        await until(lambda: tracemalloc.get_traced_memory()[0] > 5 * BIG)
-        held = tracemalloc.get_traced_memory()[0]
+        # At the most; on a busy machine the first are dropped before the last have asked.
+        await until(lambda: tracemalloc.get_traced_memory()[1] > 2 * BIG)
         await until(lambda: not server.server_state.connections)
         await quiet(server)
         left = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
-        assert left < held / 5
+        assert left < BIG
         assert all(is_reset(each) for each in stuck), "the kernel keeps nothing for them either"
 
 
 async def test_a_reader_of_drops_is_dropped_and_a_slow_one_is_not(make_house):
-    async with make_house(DEADLINE) as house, house.serving() as (_, port), with_big_image(house) as image:
+    async with make_house(DEADLINE) as house, house.serving() as (server, port), with_big_image(house) as image:
         async with asking_without_reading(port, head(image, house.key)) as dripping:
             loop, began = asyncio.get_running_loop(), time.monotonic()
-            while not is_reset(dripping):
+            assert await loop.sock_recv(dripping, 100)
+            while is_held(server, dripping):
                 assert await loop.sock_recv(dripping, 100)
                 assert time.monotonic() - began < 5
                 await asyncio.sleep(0.05)

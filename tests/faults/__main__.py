@@ -12,8 +12,11 @@ import logging
 import sys
 import tempfile
 import time
+import traceback
+from collections import deque
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from rich.console import Console
@@ -22,10 +25,13 @@ from rich.table import Table
 from benchmarks.machine import describe
 from tests.postgres import MEMORY
 
+from .crew import FORK, die_with_parent
 from .experiments import EXPERIMENTS, Experiment, Size
 from .figures import Figure
 
 KEPT = Path("build/faults.json")
+NUM_LANES = 2
+"""Experiments at a time: most of them wait a good deal."""
 
 PROMISES = """
 1 an accepted run is never lost and has one result; 2 every end is told at least once, with the same bytes; 3 what was answered survives power loss;
@@ -45,6 +51,7 @@ class Results:
         self._path = path
         self._size = size
         self.minutes: dict[str, float] = {}
+        self.total_minutes = 0.0
         self.figures: dict[str, list[Figure]] = {}
 
     def load(self) -> None:
@@ -54,13 +61,21 @@ class Results:
         kept = json.loads(self._path.read_text(encoding="utf-8"))
         if kept["share"] == self._size.share:
             self.minutes = kept["minutes"]
+            self.total_minutes = kept["total_minutes"]
             self.figures = {name: [Figure(**each) for each in found] for name, found in kept["figures"].items()}
 
-    def keep(self, name: str, figures: list[Figure], minutes: float) -> None:
+    def keep(self, name: str, figures: list[Figure], minutes: float, passed: float) -> None:
+        """`minutes` are the experiment's, `passed` those since something was kept last."""
         self.figures[name], self.minutes[name] = figures, minutes
+        self.total_minutes += passed
         kept = {name: [asdict(each) for each in found] for name, found in self.figures.items()}
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"share": self._size.share, "minutes": self.minutes, "figures": kept}
+        content = {
+            "share": self._size.share,
+            "total_minutes": self.total_minutes,
+            "minutes": self.minutes,
+            "figures": kept,
+        }
         self._path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
     def in_order(self) -> list[Figure]:
@@ -77,24 +92,67 @@ def chosen(only: Iterable[str]) -> dict[str, Experiment]:
     return {name: each for name, each in EXPERIMENTS.items() if all(each.fits(name, word) for word in words)}
 
 
-def carry_out(experiments: dict[str, Experiment], size: Size, results: Results) -> None:
-    for number, (name, experiment) in enumerate(experiments.items(), 1):
-        if name in results.figures:
-            _say(f"{number}/{len(experiments)} {name}: kept from before")
-            continue
-        _say(f"{number}/{len(experiments)} {name} ...")
-        begun = time.monotonic()
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """An experiment under way in a process of its own, forked from this warm one."""
+
+    name: str
+    begun: float
+    figures: Connection
+
+    @classmethod
+    def start(cls, name: str, experiment: Experiment, size: Size) -> Lane:
+        mine, its = FORK.Pipe()
+
+        def call() -> None:
+            die_with_parent()
+            its.send(_figures(name, experiment, size))
+
+        FORK.Process(target=call).start()
+        its.close()
+        return cls(name, time.monotonic(), mine)
+
+    def end(self) -> tuple[list[Figure], float]:
+        """What came of it, and its minutes."""
+        try:
+            figures = self.figures.recv()
+        except EOFError:
+            figures = [Figure(EXPERIMENTS[self.name].promises, self.name, "nothing", ["its process was killed"])]
+        return figures, (time.monotonic() - self.begun) / 60
+
+
+def _figures(name: str, experiment: Experiment, size: Size) -> list[Figure]:
+    try:
         # In memory: a process that is killed leaves what it wrote to the kernel, which syncing does not change.
         with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-            figures = experiment.carry_out(Path(folder), size)
-        minutes = (time.monotonic() - begun) / 60
-        results.keep(name, figures, minutes)
-        for figure in figures:
-            _say(f"  {figure.promise}: {figure.done}: {figure.figure}: {figure.verdict} ({minutes:.1f} min)")
+            return experiment.carry_out(Path(folder), size)
+    except Exception:
+        return [Figure(experiment.promises, name, "nothing", [traceback.format_exc()[-500:].replace("\n", " ")])]
+
+
+def carry_out(experiments: dict[str, Experiment], size: Size, results: Results) -> None:
+    waiting = deque(name for name in experiments if name not in results.figures)
+    lanes: dict[Connection, Lane] = {}
+    kept_at = time.monotonic()
+    while waiting or lanes:
+        while waiting and len(lanes) < NUM_LANES:
+            _say(f"{waiting[0]} ...")
+            lane = Lane.start(waiting[0], experiments[waiting.popleft()], size)
+            lanes[lane.figures] = lane
+        ready = wait(lanes)
+        for lane in [lane for connection, lane in lanes.items() if connection in ready]:
+            del lanes[lane.figures]
+            figures, minutes = lane.end()
+            now = time.monotonic()
+            results.keep(lane.name, figures, minutes, (now - kept_at) / 60)
+            kept_at = now
+            for figure in figures:
+                _say(f"  {figure.promise}: {figure.done}: {figure.figure}: {figure.verdict} ({minutes:.1f} min)")
 
 
 def as_markdown(results: Results, size: Size) -> str:
     rows = [f"| {each.promise} | {each.done} | {each.figure} | {each.verdict} |" for each in results.in_order()]
+    minutes = ", ".join(f"{name} {results.minutes[name]:.1f}" for name in EXPERIMENTS if name in results.minutes)
     return "\n".join(
         [
             "# What the server promises under faults",
@@ -104,12 +162,14 @@ def as_markdown(results: Results, size: Size) -> str:
             "experiments, `--only` does one or those of one database, `--resume` goes on where a run was broken off.",
             "`python -m tests.faults.guards` takes out what keeps a promise, in a copy, and sees its test fail.",
             "",
-            f"{describe()}; {size.share:.0%} of the full size, in {sum(results.minutes.values()):.0f} minutes.",
+            f"{describe()}; {size.share:.0%} of the full size, in {results.total_minutes:.0f} minutes, {NUM_LANES} experiments at a time.",
             "",
             "| promise | what was done | figure | verdict |",
             "|---|---|---|---|",
             *rows,
             PROMISES,
+            f"Minutes: {minutes}.",
+            "",
         ]
     )
 
