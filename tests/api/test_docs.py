@@ -13,12 +13,14 @@ from safelight import errors
 from safelight.api.dialects import native
 from safelight.api.errors import STATUSES
 from safelight.api.openapi import PREDICT_BODY
+from safelight.config import ServerSettings
 from safelight.errors import SafelightError
 from safelight.runs import RunEventKind, SamplerName
 
 ROOT = Path(__file__).parent.parent.parent
 ERRORS = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
 HTTP = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
+OPERATING = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
 CODE = re.compile(r"[a-z]+(_[a-z]+)+")
 
 
@@ -100,3 +102,13 @@ def test_every_field_sampler_and_event_is_named():
     for name in (*PREDICT_BODY["properties"], *SamplerName, *RunEventKind):
         assert f"`{name}`" in HTTP, name
     assert native.to_params({"prompt": "x"}).wrong == ()
+
+
+def test_the_nginx_example_lets_through_what_the_server_takes_and_tells_it_of_https():
+    [example] = re.findall(r"```nginx\n(.*?)```", OPERATING, re.DOTALL)
+    usual = ServerSettings()
+    [megabytes] = re.findall(r"client_max_body_size (\d+)m;", example)
+    assert int(megabytes) * 2**20 >= usual.max_body_bytes + usual.max_picture_bytes
+    [seconds] = re.findall(r"proxy_read_timeout (\d+)s;", example)
+    assert int(seconds) > usual.sync_timeout_seconds
+    assert {"Host", "X-Forwarded-For", "X-Forwarded-Proto"} <= set(re.findall(r"proxy_set_header (\S+)", example))
