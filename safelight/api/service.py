@@ -131,7 +131,7 @@ class Service:
         """From now on nobody waits: waiting callers get Stopping at once, followers the end of their stream."""
         self._is_refusing = self._is_stopping = True
         for run_id in self._waiting:
-            self._store.notifications.publish(f"run:{run_id}")
+            self._store.notifications.publish(f"end:{run_id}")
 
     async def resolve(self, name: str) -> Deployment:
         """The deployment that answers under `name`. Raises NotFound."""
@@ -208,7 +208,7 @@ class Service:
         patience = FIRST_LOOK_SECONDS
         self._waiting[run.id] += 1
         try:
-            with self._store.notifications.listen(f"run:{run.id}") as listener:
+            with self._store.notifications.listen(f"end:{run.id}") as listener:
                 while not run.status.has_ended:
                     await listener.wait(min(patience, self._patience(run.id, deadline)))
                     run, patience = await self._store.runs.get(run.id), math.inf

@@ -83,7 +83,7 @@ async def _draw_again(store: Store, first: Run, settings: Settings, *, timeout_s
     await store.runs.create(new, max_queued=settings.server.max_queued_runs)
     explain(f"run {new.id} draws it again")
     deadline = time.monotonic() + timeout_seconds
-    with store.notifications.listen(f"run:{new.id}") as listener:
+    with store.notifications.listen(f"end:{new.id}") as listener:
         while not (again := await store.runs.get(new.id)).status.has_ended:
             left = deadline - time.monotonic()
             if left <= 0:

@@ -148,8 +148,7 @@ class Runs:
         """End a claimed run, with its last pictures, its events and its deliveries. Raises LostClaim. One transaction."""
         assert outcome.status.has_ended, "an outcome is an end"
         await self._database.write(claims.finish, claim, outcome)
-        self._hint_runs([claim.run.id])
-        self._notifications.publish("deliveries")
+        self._hint_ended(claim.run.id)
 
     async def release(self, claim: Claim) -> None:
         """Give a run back unfinished, at no cost to its attempts; end it if it was cancelled. Raises LostClaim. One transaction."""
@@ -187,7 +186,7 @@ class Runs:
     async def delete(self, run_id: str, *, project: str | None = None) -> None:
         """Forget a run and its images; what is on its way to webhooks ends. Raises NotFound, Conflict while it runs. One transaction."""
         await self._images.remove(await self._database.write(_delete, run_id, project))
-        self._hint_runs([run_id])
+        self._hint_ended(run_id)
 
     async def prune(self, *, older_than_seconds: float) -> int:
         """Forget runs that ended that long ago and have told their webhook. One transaction per batch."""
@@ -233,9 +232,16 @@ class Runs:
         return await self._database.read(_list, query, limit)
 
     def _hint_end(self, run: Run) -> None:
-        self._hint_runs([run.id])
         if run.status.has_ended:
-            self._notifications.publish("deliveries")
+            self._hint_ended(run.id)
+        else:
+            self._hint_runs([run.id])
+
+    def _hint_ended(self, run_id: str) -> None:
+        # Who waits for an end only is left alone until then.
+        self._hint_runs([run_id])
+        self._notifications.publish(f"end:{run_id}")
+        self._notifications.publish("deliveries")
 
     def _hint_runs(self, run_ids: Sequence[str]) -> None:
         for run_id in run_ids:

@@ -24,6 +24,9 @@ from safelight.worker.models import Models
 
 log = logging.getLogger("safelight.worker")
 
+SETTLING_SECONDS = 0.004
+"""A run on its way into the engine, and the answer to one that has ended, go before the next look at the queue."""
+
 LAST_CHECKPOINT_SECONDS = 2.0
 """How long a stop may wait for the step under way; where that is longer, the last regular checkpoint has to do."""
 
@@ -101,7 +104,7 @@ class Worker:
             while not self._is_stopping:
                 if await self._claim():
                     # The new run is in the engine before the next claim competes with it.
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(SETTLING_SECONDS)
                 else:
                     await listener.wait(self._settings.poll_seconds)
 
@@ -174,7 +177,7 @@ class Worker:
         finally:
             if self._cancel(held):
                 del self._held[claim.run.id]
-            self._store.notifications.publish("queue")
+            asyncio.get_running_loop().call_later(SETTLING_SECONDS, self._store.notifications.publish, "queue")
 
     async def _draw_and_finish(self, held: Held) -> Outcome:
         run = held.claim.run
