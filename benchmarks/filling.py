@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from safelight.deployments import Deployment
 from safelight.keys import Scope
 from safelight.runs import RunParams
 from safelight.store import Store
+from safelight.store.sqlite import sqlite3
 
 SUBJECTS = ("a red house", "a lighthouse", "two boats", "an old tree", "a train", "a cat asleep", "three balloons")
 PLACES = ("by a lake", "in the snow", "at dusk", "on a hill", "under the stars", "in a garden", "by the sea")

@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import socket
-import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -94,7 +93,7 @@ def _torch(torch: Torch) -> Iterator[Finding]:
 
 
 def _sqlite() -> Finding:
-    from safelight.store.database import HAS_SOUND_WAL
+    from safelight.store.sqlite import HAS_SOUND_WAL, sqlite3
 
     mode = (
         "write-ahead log"

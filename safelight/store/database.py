@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -30,6 +29,7 @@ from safelight.store.hint_channel import HintChannel
 from safelight.store.hint_sockets import HintSockets
 from safelight.store.late import allow_late_rows
 from safelight.store.notifications import Wire
+from safelight.store.sqlite import HAS_SOUND_WAL, sqlite3
 from safelight.store.writer import CommitInDoubt, Writer, WriterClosed
 
 P = ParamSpec("P")
@@ -39,8 +39,6 @@ BUSY_SECONDS = 10.0
 """How long a transaction waits for other processes before it gives up with TryLater."""
 
 NUM_READERS = 3
-HAS_SOUND_WAL = sqlite3.sqlite_version_info >= (3, 51, 3)
-"""SQLite before this can corrupt a WAL file that several processes write."""
 
 NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "beegfs"}
@@ -260,6 +258,7 @@ def _open_sqlite(url: URL) -> Engine:
     _refuse_network_file_system(Path(url.database or "").parent)
     engine = sa.create_engine(
         url.set(drivername="sqlite+pysqlite"),
+        module=sqlite3,
         # An isolation level of None keeps the driver from opening transactions by itself.
         connect_args={"isolation_level": None, "timeout": BUSY_SECONDS},
         pool_size=NUM_READERS + 1,

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import os
 import random
-import sqlite3
 import sys
 import uuid
 from pathlib import Path
@@ -17,6 +16,7 @@ from safelight.errors import SafelightError
 from safelight.keys import Scope
 from safelight.runs import ImageRecord, NewRun, Outcome, OutputFormat, RunParams, RunStatus
 from safelight.store import Store
+from safelight.store.sqlite import sqlite3
 
 from .disk import Disk, read_log, record
 from .figures import Figure

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from safelight.store import Store
 from safelight.store.database import open_engine
 from safelight.store.migrations import alembic_config, migrate
 from safelight.store.schema import REVISION, metadata
+from safelight.store.sqlite import sqlite3
 
 from .making import Place, on_sqlite
 

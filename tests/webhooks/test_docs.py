@@ -36,8 +36,12 @@ async def test_the_receiver_of_the_page_verifies_what_is_delivered(store: Store,
                 (delivery,) = await store.deliveries.list(run_id=other.id)
                 return any(attempt.status_code == 401 for attempt in delivery.attempts)
 
+            async def is_delivered() -> bool:
+                (delivery,) = await store.deliveries.list(run_id=run.id)
+                return delivery.status is DeliveryStatus.DELIVERED
+
             await until(has_refused)
-            assert [each.status for each in await store.deliveries.list(run_id=run.id)] == [DeliveryStatus.DELIVERED]
+            await until(is_delivered)
     finally:
         receiver.kill()
         await receiver.wait()

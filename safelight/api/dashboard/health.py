@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shutil
-import sqlite3
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from safelight.config import PREFIX, Settings
 from safelight.errors import TryLater
+from safelight.store.sqlite import sqlite3
 
 PACKAGES = ("torch", "tokenizers", "fastapi", "sqlalchemy", "pillow")
 
