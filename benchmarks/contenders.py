@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,21 +15,27 @@ from safelight.engine.environment import WORKER_ENVIRONMENT
 BEST_IN_TORCH = ("--dtype", "auto", "--threads", "-1")
 BEST = (*BEST_IN_TORCH, "--backend", "openvino")
 
+EXPORTED = "PINHOLE_OPENVINO"
+"""Names a folder with pinhole as benchmarks/peers/genai_lock.py says how to export it."""
+
 Start = Callable[[str], AbstractContextManager[Target]]
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """`needs` are packages beyond Safelight's own."""
+    """`needs` are packages beyond Safelight's own; `variable` one of the environment that says where something lies."""
 
     name: str
     title: str
     start: Start
     needs: tuple[str, ...] = ()
+    variable: str | None = None
 
     @property
     def missing(self) -> list[str]:
-        return [package for package in self.needs if find_spec(package) is None]
+        """Packages that are not installed, and the variable that is not set."""
+        packages = [package for package in self.needs if find_spec(package) is None]
+        return packages + [name for name in (self.variable,) if name and name not in os.environ]
 
 
 def _peer(module: str, *arguments: str, is_tuned: bool = True) -> Start:
@@ -45,6 +52,13 @@ CONTENDERS = (
     Contender("lock-best", "lock around diffusers, tuned", _peer("diffusers_lock", *BEST_IN_TORCH)),
     Contender(
         "lock-openvino", "lock around diffusers on OpenVINO", _peer("diffusers_lock", *BEST), needs=("openvino",)
+    ),
+    Contender(
+        "lock-genai",
+        "lock around OpenVINO GenAI",
+        _peer("genai_lock", "--folder", os.environ.get(EXPORTED, "")),
+        needs=("openvino_genai",),
+        variable=EXPORTED,
     ),
     Contender("litserve", "LitServe, batches, torch", _peer("litserve_batches", *BEST_IN_TORCH), needs=("litserve",)),
     Contender(
@@ -68,7 +82,7 @@ def chosen(names: list[str]) -> list[Contender]:
             continue
         if contender.missing:
             needed = " ".join(contender.missing)
-            print(f"{contender.title} is left out: {needed} is not installed (pip install 'safelight[bench]')")
+            print(f"{contender.title} is left out: {needed} is missing (pip install 'safelight[bench]')")
         else:
             found.append(contender)
     return found

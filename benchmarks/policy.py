@@ -3,7 +3,7 @@
     python -m benchmarks.policy
 
 fifo: a lock, one run after the other. everything: all images of a shape that are there, in one batch, oldest first.
-safelight: its Scheduler, which learns the step times as it goes. Time is simulated; the seconds are the device's.
+requests: equal ones together, from their first step to their last. safelight: its Scheduler, which learns the step times as it goes. Time is simulated; the seconds are the device's.
 """
 
 from __future__ import annotations
@@ -103,6 +103,35 @@ class FirstComeFirstServed:
         return Batch(first.key, tuple(tasks))
 
 
+class RequestBatches:
+    """Runs of one shape and as many steps that are there together are drawn together to their end; nobody joins on the way.
+
+    That is what servers do that batch requests, with everything to their favour: no time is spent waiting for company, and
+    guidance and sampler are taken to be equal.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[ImageTask] = []
+        self._travelling: list[ImageTask] = []
+
+    def admit(self, task: ImageTask) -> None:
+        self._waiting.append(task)
+
+    def remove(self, task: ImageTask) -> None:
+        self._travelling.remove(task)
+
+    def charge(self, batch: Batch, seconds: float) -> None:
+        pass
+
+    def choose(self) -> Batch | None:
+        if not self._travelling and self._waiting:
+            first = self._waiting[0]
+            equal = [each for each in self._waiting if (each.key, len(each.table)) == (first.key, len(first.table))]
+            self._travelling = equal[: MAX_ROWS // first.num_rows]
+            self._waiting = [each for each in self._waiting if each not in self._travelling]
+        return Batch(self._travelling[0].key, tuple(self._travelling)) if self._travelling else None
+
+
 class Ours(Scheduler):
     """The engine's scheduler, told the times as the engine tells it."""
 
@@ -118,6 +147,7 @@ class Ours(Scheduler):
 POLICIES: Mapping[str, Callable[[], Policy]] = {
     "fifo": lambda: FirstComeFirstServed(is_shared=False),
     "everything": lambda: FirstComeFirstServed(is_shared=True),
+    "requests": RequestBatches,
     "safelight": Ours,
 }
 

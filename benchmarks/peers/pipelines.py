@@ -100,7 +100,7 @@ class Pipeline:
             {
                 "run_id": str(uuid.uuid4()),
                 "run_time_ms": run_time_ms,
-                "result": [_encode(image) for image in images[count * place : count * (place + 1)]],
+                "result": [encode(image) for image in images[count * place : count * (place + 1)]],
             }
             for place in range(len(requests))
         ]
@@ -138,7 +138,7 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def _encode(image: Image) -> str:
+def encode(image: Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "png")
     return base64.b64encode(buffer.getvalue()).decode()
