@@ -14,6 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from safelight.engine.engine import Engine
 from safelight.engine.events import ImageReady, Pixels
@@ -21,9 +25,6 @@ from safelight.engine.models.base import Conditioning
 from safelight.engine.models.loading import load_model
 from safelight.engine.models.text import ClipPrompt
 from safelight.engine.models.unet import Parts, UNetModel
-from safelight.engine.networks.autoencoder import Autoencoder
-from safelight.engine.networks.clip import TextEncoder
-from safelight.engine.networks.unet import UNet
 from safelight.engine.previews import Previewer
 from safelight.engine.samplers import scaled_linear_schedule
 from safelight.engine.tasks import Assignment
@@ -40,29 +41,24 @@ class RandomModel(UNetModel):
 
     def __init__(self, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
-        unet = UNet(
-            {
-                "in_channels": 16,
-                "out_channels": 16,
-                "block_out_channels": (192, 384),
-                "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-                "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-                "layers_per_block": 2,
-                "cross_attention_dim": WIDTH,
-                "attention_head_dim": (3, 6),
-                "use_linear_projection": True,
-            }
+        levels = {"down_block_types": ("DownEncoderBlock2D",) * 6, "up_block_types": ("UpDecoderBlock2D",) * 6}
+        unet = UNet2DConditionModel(
+            in_channels=16,
+            out_channels=16,
+            block_out_channels=(192, 384),
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=2,
+            cross_attention_dim=WIDTH,
+            attention_head_dim=[3, 6],
+            use_linear_projection=True,
         )
-        vae = Autoencoder(
-            {
-                "block_out_channels": (32, 32, 64, 64, 128, 128),
-                "latent_channels": 16,
-                "layers_per_block": 1,
-                "down_block_types": ("DownEncoderBlock2D",) * 6,
-                "up_block_types": ("UpDecoderBlock2D",) * 6,
-            }
+        vae = AutoencoderKL(
+            block_out_channels=(32, 32, 64, 64, 128, 128), latent_channels=16, layers_per_block=1, **levels
         )
-        encoder = TextEncoder({"vocab_size": 99, "hidden_size": WIDTH, "num_hidden_layers": 1}, has_summary=False)
+        encoder = CLIPTextModel(
+            CLIPTextConfig(vocab_size=99, hidden_size=WIDTH, num_hidden_layers=1, bos_token_id=0, eos_token_id=1)
+        )
         for network in (unet, vae, encoder):
             network.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False).eval()
         prompts = ClipPrompt(None, encoder)  # type: ignore[arg-type]

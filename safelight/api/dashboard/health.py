@@ -17,7 +17,7 @@ from safelight.config import PREFIX, Settings
 from safelight.errors import TryLater
 from safelight.store.sqlite import sqlite3
 
-PACKAGES = ("torch", "tokenizers", "fastapi", "sqlalchemy", "pillow")
+PACKAGES = ("torch", "diffusers", "transformers", "fastapi", "sqlalchemy", "pillow")
 
 _DOCTOR_SECONDS = 120.0
 _OWN_PORT = "port"

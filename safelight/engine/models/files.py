@@ -10,7 +10,7 @@ from safelight.engine.models.weights import Component
 from safelight.engine.samplers import NoiseSchedule
 
 if TYPE_CHECKING:
-    from safelight.engine.models.tokenizer import ClipTokenizer
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -24,7 +24,7 @@ class ModelFiles:
     unet: Component
     vae: Component
     text_encoders: tuple[Component, ...]
-    tokenizers: tuple[ClipTokenizer, ...]
+    tokenizers: tuple[CLIPTokenizer, ...]
     schedule: NoiseSchedule
     has_blank_negative: bool = False
 

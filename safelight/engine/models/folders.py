@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
 from safelight.engine.models.files import ModelFiles
 from safelight.engine.models.noise import read_schedule
-from safelight.engine.models.tokenizer import ClipTokenizer, open_tokenizer
 from safelight.engine.models.weights import Component, Config
 from safelight.errors import ModelError
 from safelight.families import KNOWN_TITLES
@@ -51,12 +52,13 @@ def open_folder(folder: Path) -> ModelFiles:
     )
 
 
-def load_tokenizer(folder: Path) -> ClipTokenizer:
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
     """Raises ModelError."""
     try:
-        return open_tokenizer(folder)
+        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise ModelError(f"the tokenizer in {folder} cannot be read ({error}); download the model again") from error
+    return tokenizer
 
 
 def read_json(path: Path) -> Config:

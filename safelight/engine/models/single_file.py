@@ -23,8 +23,7 @@ from safelight.engine.models.ldm_shapes import (
     vae_config,
 )
 from safelight.engine.models.noise import read_schedule
-from safelight.engine.models.tokenizer import END
-from safelight.engine.models.vocabulary import tokenizer_for
+from safelight.engine.models.vocabulary import END, tokenizer_for
 from safelight.engine.models.weights import Component, Config, Place
 from safelight.errors import ModelError
 from safelight.families import TEXT_ENCODER_PREFIXES, TITLES, UNET_PREFIX, VAE_PREFIX, Family, family_of

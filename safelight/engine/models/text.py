@@ -7,11 +7,11 @@ from typing import Protocol
 
 import torch
 from torch.nn.functional import pad
+from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from safelight.engine.models.base import Conditioning, Reading
-from safelight.engine.models.tokenizer import ClipTokenizer
-from safelight.engine.models.windows import count_windows, read_windows
-from safelight.engine.networks.clip import TextEncoder
+from safelight.engine.models.windows import count_windows, read_windows, window_of
 
 
 class PromptEncoder(Protocol):
@@ -40,10 +40,11 @@ class PromptEncoder(Protocol):
 class ClipPrompt:
     """One text encoder; its last output, normed, is what the denoiser listens to."""
 
-    def __init__(self, tokenizer: ClipTokenizer, encoder: TextEncoder) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> None:
         self.reading = Reading()
         self._tokenizer = tokenizer
         self._encoder = encoder
+        self._uses_mask = bool(getattr(encoder.config, "use_attention_mask", False))
 
     @property
     def networks(self) -> tuple[torch.nn.Module, ...]:
@@ -52,11 +53,11 @@ class ClipPrompt:
     @property
     def num_prompt_tokens(self) -> int:
         """Without the start and end tokens."""
-        return self._tokenizer.window - 2
+        return window_of(self._tokenizer) - 2
 
     @property
     def conditioning_shape(self) -> tuple[int, int]:
-        return self._tokenizer.window, self._encoder.width
+        return window_of(self._tokenizer), int(self._encoder.config.hidden_size)
 
     def count_windows(self, text: str) -> int:
         return count_windows(self._tokenizer, text, self.reading)
@@ -64,8 +65,8 @@ class ClipPrompt:
     def encode(self, text: str, *, is_negative: bool, num_windows: int = 1) -> Conditioning:
         windows = read_windows(self._tokenizer, text, self.reading, num_windows=num_windows)
         device = self._encoder.device
-        mask = windows.mask.to(device) if self._encoder.uses_mask else None
-        hidden = self._encoder(windows.ids.to(device), mask).last
+        mask = windows.mask.to(device) if self._uses_mask else None
+        hidden = self._encoder(windows.ids.to(device), attention_mask=mask)[0]
         return Conditioning(windows.weigh(hidden).flatten(0, 1), windows.cut)
 
     def denoiser_inputs(self, conditioning: torch.Tensor, *, height: int, width: int) -> Mapping[str, object]:
@@ -78,8 +79,8 @@ class ClipPair:
 
     def __init__(
         self,
-        tokenizers: tuple[ClipTokenizer, ClipTokenizer],
-        encoders: tuple[TextEncoder, TextEncoder],
+        tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
+        encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection],
         *,
         has_blank_negative: bool,
     ) -> None:
@@ -87,7 +88,7 @@ class ClipPair:
         self._tokenizers = tokenizers
         self._encoders = encoders
         self._has_blank_negative = has_blank_negative
-        self._summary_width = encoders[1].summary_width
+        self._summary_width = int(encoders[1].text_projection.out_features)
 
     @property
     def networks(self) -> tuple[torch.nn.Module, ...]:
@@ -96,27 +97,27 @@ class ClipPair:
     @property
     def num_prompt_tokens(self) -> int:
         """Without the start and end tokens."""
-        return self._tokenizers[0].window - 2
+        return window_of(self._tokenizers[0]) - 2
 
     @property
     def conditioning_shape(self) -> tuple[int, int]:
-        return self._tokenizers[0].window + 1, sum(each.width for each in self._encoders)
+        return window_of(self._tokenizers[0]) + 1, sum(int(each.config.hidden_size) for each in self._encoders)
 
     def count_windows(self, text: str) -> int:
         return count_windows(self._tokenizers[0], text, self.reading)
 
     def encode(self, text: str, *, is_negative: bool, num_windows: int = 1) -> Conditioning:
         first, second = self._encoders
-        window, width = self._tokenizers[0].window, self.conditioning_shape[1]
+        window, width = window_of(self._tokenizers[0]), self.conditioning_shape[1]
         if is_negative and not text and self._has_blank_negative:
             blank = torch.zeros(num_windows * window + 1, width, dtype=first.dtype, device=first.device)
             return Conditioning(blank)
         one, two = (read_windows(each, text, self.reading, num_windows=num_windows) for each in self._tokenizers)
-        heard, also_heard = first(one.ids.to(first.device)), second(two.ids.to(first.device))
-        both = [one.weigh(heard.last_but_one), two.weigh(also_heard.last_but_one)]
-        hidden = torch.cat(both, dim=-1).flatten(0, 1)
+        outputs = second(two.ids.to(first.device), output_hidden_states=True)
+        heard = one.weigh(first(one.ids.to(first.device), output_hidden_states=True).hidden_states[-2])
+        hidden = torch.cat([heard, two.weigh(outputs.hidden_states[-2])], dim=-1).flatten(0, 1)
         # Of a long prompt the first window's: what is meant stands there.
-        summary = pad(also_heard.summary[:1], (0, width - self._summary_width))
+        summary = pad(outputs.text_embeds[:1], (0, width - self._summary_width))
         return Conditioning(torch.cat([hidden, summary]), one.cut)
 
     def denoiser_inputs(self, conditioning: torch.Tensor, *, height: int, width: int) -> Mapping[str, object]:

@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from numpy.typing import NDArray
+from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
 from safelight.engine.beginnings import Mask
 from safelight.engine.events import Pixels
@@ -21,10 +24,6 @@ from safelight.engine.models.files import ModelFiles
 from safelight.engine.models.networks import load_text_encoder, load_unet, load_vae
 from safelight.engine.models.openvino import Compiler, Forward, backend_name
 from safelight.engine.models.text import ClipPair, ClipPrompt, PromptEncoder
-from safelight.engine.networks.autoencoder import Autoencoder
-from safelight.engine.networks.clip import TextEncoder
-from safelight.engine.networks.config import read_float, read_int, read_ints
-from safelight.engine.networks.unet import UNet
 from safelight.engine.samplers import NoiseSchedule
 from safelight.errors import ModelError
 from safelight.runs import LoraUse
@@ -35,8 +34,8 @@ class Parts:
     """The networks of one model, and what its denoiser predicts."""
 
     prompts: PromptEncoder
-    unet: UNet
-    vae: Autoencoder
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
     is_v_prediction: bool
 
 
@@ -50,11 +49,11 @@ class UNetModel:
     def __init__(self, parts: Parts, schedule: NoiseSchedule) -> None:
         self._parts = parts
         self.schedule = schedule
-        self.device = parts.unet.device
+        self.device = torch.device(parts.unet.device)
         self._dtype: torch.dtype = parts.unet.dtype
-        self._scale_factor = 2 ** (len(read_ints(parts.vae.config, "block_out_channels")) - 1)
-        self._num_channels = read_int(parts.unet.config, "in_channels")
-        self._latent_scale = read_float(parts.vae.config, "scaling_factor")
+        self._scale_factor = 2 ** (len(parts.vae.config["block_out_channels"]) - 1)
+        self._num_channels = int(parts.unet.config["in_channels"])
+        self._latent_scale = float(parts.vae.config["scaling_factor"])
         self._unet: Forward = parts.unet
         self._decode: Forward = parts.vae.decode
         encoders = zip(("text_encoder", "text_encoder_2"), parts.prompts.networks, strict=False)
@@ -151,7 +150,7 @@ class UNetModel:
     def encode_picture(self, pixels: Pixels) -> PictureLatent:
         vae = self._parts.vae
         scaled = torch.from_numpy(self._padded(pixels)).to(self.device).permute(2, 0, 1).float() / 127.5 - 1.0
-        meant = vae.encode(scaled[None].to(vae.dtype, memory_format=torch.channels_last))
+        meant = vae.encode(scaled[None].to(vae.dtype, memory_format=torch.channels_last)).latent_dist
         mean, std = meant.mean[0].float() * self._latent_scale, meant.std[0].float() * self._latent_scale
         return PictureLatent(mean, std)
 
@@ -179,11 +178,11 @@ def build_model(files: ModelFiles, *, device: torch.device, dtype: torch.dtype) 
 
 
 def _load_prompts(files: ModelFiles, *, device: torch.device, dtype: torch.dtype) -> PromptEncoder:
-    first = load_text_encoder(files.text_encoders[0], has_summary=False, device=device, dtype=dtype)
+    first = load_text_encoder(files.text_encoders[0], CLIPTextModel, device=device, dtype=dtype)
     if not files.is_xl:
         _check_windows(files, (first,))
         return ClipPrompt(files.tokenizers[0], first)
-    second = load_text_encoder(files.text_encoders[1], has_summary=True, device=device, dtype=dtype)
+    second = load_text_encoder(files.text_encoders[1], CLIPTextModelWithProjection, device=device, dtype=dtype)
     _check_windows(files, (first, second))
     one, other = files.tokenizers
     return ClipPair((one, other), (first, second), has_blank_negative=files.has_blank_negative)
@@ -204,14 +203,14 @@ def _check_fit(files: ModelFiles, parts: Parts) -> None:
             )
 
 
-def _check_windows(files: ModelFiles, encoders: tuple[TextEncoder, ...]) -> None:
+def _check_windows(files: ModelFiles, encoders: tuple[CLIPTextModel | CLIPTextModelWithProjection, ...]) -> None:
     for tokenizer, encoder in zip(files.tokenizers, encoders, strict=True):
-        window, positions = tokenizer.window, encoder.num_positions
+        window, positions = tokenizer.model_max_length, encoder.config.max_position_embeddings
         if window > positions:
             raise ModelError(
                 f"{files.where}: the tokenizer's model_max_length {window} is over the encoder's {positions}"
             )
-        num_tokens, num_known = len(tokenizer), encoder.num_tokens
+        num_tokens, num_known = len(tokenizer), encoder.config.vocab_size
         if num_tokens > num_known:
             raise ModelError(
                 f"{files.where}: the tokenizer knows {num_tokens} tokens, the text encoder only {num_known};"

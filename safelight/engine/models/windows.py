@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from safelight.engine.models.base import Reading
-from safelight.engine.models.tokenizer import ClipTokenizer
 
 MORE, LESS = 1.1, 1.0 / 1.1
 """What a pair of round and of square brackets without a number weighs, as A1111's users know it."""
@@ -51,26 +51,31 @@ class _Token:
     start: int
 
 
-def count_windows(tokenizer: ClipTokenizer, text: str, reading: Reading) -> int:
+def window_of(tokenizer: CLIPTokenizer) -> int:
+    """Tokens of one window, the start and end tokens among them."""
+    return int(tokenizer.model_max_length)
+
+
+def count_windows(tokenizer: CLIPTokenizer, text: str, reading: Reading) -> int:
     """How many windows the text wants; one where it is cut."""
     if not reading.is_long:
         return 1
     num_tokens = len(_tokens_of(tokenizer, _spans_of(text, reading)))
-    return max(1, -(-num_tokens // (tokenizer.window - 2)))
+    return max(1, -(-num_tokens // (window_of(tokenizer) - 2)))
 
 
-def read_windows(tokenizer: ClipTokenizer, text: str, reading: Reading, *, num_windows: int) -> Windows:
+def read_windows(tokenizer: CLIPTokenizer, text: str, reading: Reading, *, num_windows: int) -> Windows:
     """The text in `num_windows` windows, the last ones empty where it is shorter, its end cut off where it is longer."""
     spans = _spans_of(text, reading)
     tokens = _tokens_of(tokenizer, spans)
-    room = tokenizer.window - 2
+    room = window_of(tokenizer) - 2
     read, unread = tokens[: num_windows * room], tokens[num_windows * room :]
-    ids = torch.full((num_windows, room + 2), tokenizer.pad_id)
+    ids = torch.full((num_windows, room + 2), int(tokenizer.pad_token_id))
     mask, weights = torch.zeros_like(ids), torch.ones(ids.shape)
     for number in range(num_windows):
         own = read[number * room : (number + 1) * room]
         end = len(own) + 2
-        ids[number, :end] = torch.tensor([tokenizer.start_id, *(each.id for each in own), tokenizer.end_id])
+        ids[number, :end] = torch.tensor([tokenizer.bos_token_id, *(each.id for each in own), tokenizer.eos_token_id])
         mask[number, :end] = 1
         weights[number, 1 : end - 1] = torch.tensor([each.weight for each in own])
     is_weighed = any(each.weight != 1.0 for each in read)
@@ -115,11 +120,12 @@ def _spans_of(text: str, reading: Reading) -> list[Span]:
     return parse_weights(text) if reading.is_weighted else [Span(text, 1.0)]
 
 
-def _tokens_of(tokenizer: ClipTokenizer, spans: list[Span]) -> list[_Token]:
+def _tokens_of(tokenizer: CLIPTokenizer, spans: list[Span]) -> list[_Token]:
     def tokens() -> Iterator[_Token]:
         for number, span in enumerate(spans):
-            for piece in tokenizer.read(span.text):
-                yield _Token(piece.id, span.weight, number, piece.start)
+            found = tokenizer(span.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            for each, (start, _) in zip(found["input_ids"], found["offset_mapping"], strict=True):
+                yield _Token(each, span.weight, number, start)
 
     return list(tokens())
 
