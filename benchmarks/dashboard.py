@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.filling import fill
-from benchmarks.servers import Target
+from benchmarks.servers import serving
 
 PAGES = (
     "/dashboard",
@@ -47,33 +47,17 @@ MAX_BYTES = 200_000
 
 
 @contextmanager
-def serving(data: Path, key: str) -> Iterator[Target]:
-    """`safelight serve` on a data folder that is there already."""
-    command = [sys.executable, "-m", "safelight", "serve", "--data", str(data), "--port", "0"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    try:
-        assert process.stdout is not None
-        url = next(found[0] for line in process.stdout if (found := re.search(r"http://127[.\d]+:\d+", line)))
-        yield Target("Safelight", url, key, process.pid, 0.0)
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@contextmanager
-def signed_in(target: Target) -> Iterator[httpx2.Client]:
+def signed_in(url: str, key: str) -> Iterator[httpx2.Client]:
     """A client with a session of the dashboard."""
-    with httpx2.Client(base_url=target.url, timeout=60, trust_env=False) as client:
-        answer = client.post("/dashboard/sign-in", data={"key": target.key}, headers={"Origin": target.url})
+    with httpx2.Client(base_url=url, timeout=60, trust_env=False) as client:
+        answer = client.post("/dashboard/sign-in", data={"key": key}, headers={"Origin": url})
         assert answer.status_code == 303, answer.text
         yield client
 
 
-def api_process(target: Target) -> int:
-    """The pid of the API process."""
-    command = ["pgrep", "-P", str(target.pid), "-f", "safelight.app api"]
+def api_process(pid: int) -> int:
+    """The pid of the API process of a server."""
+    command = ["pgrep", "-P", str(pid), "-f", "safelight.app api"]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0])
 
 
@@ -115,8 +99,8 @@ def main() -> int:
         kept = data / "admin.key"
         if not kept.exists():
             kept.write_text(fill(data, num_runs=options.runs, num_days=options.days))
-        with serving(data, kept.read_text()) as target, signed_in(target) as client:
-            return report(client, api_process(target), count=options.count, pause_seconds=options.pause)
+        with serving(data, OMP_NUM_THREADS="1") as (url, pid), signed_in(url, kept.read_text()) as client:
+            return report(client, api_process(pid), count=options.count, pause_seconds=options.pause)
 
 
 def report(client: httpx2.Client, pid: int, *, count: int, pause_seconds: float) -> int:

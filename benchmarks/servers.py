@@ -34,22 +34,34 @@ class Target:
 def safelight(name: str = "Safelight", *, model: str = "pinhole", **environment: str) -> Iterator[Target]:
     """`safelight serve` on a fresh data folder. `start_seconds` is to the first /readyz answer."""
     with tempfile.TemporaryDirectory() as data:
-        command = [sys.executable, "-m", "safelight", "serve", model, "--data", data, "--port", "0"]
         began = time.monotonic()
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment
-        )
-        try:
-            assert process.stdout is not None
-            url = next(found[0] for line in process.stdout if (found := re.search(r"http://127[.\d]+:\d+", line)))
+        with serving(Path(data), model, **environment) as (url, pid):
             start_seconds = time.monotonic() - began
             create = [sys.executable, "-m", "safelight", "keys", "create", "bench", "--data", data]
             create += ["--scope", "predict", "--scope", "read"]
             key = subprocess.run(create, capture_output=True, text=True, check=True).stdout.strip()
-            yield Target(name, url, key, process.pid, start_seconds)
+            yield Target(name, url, key, pid, start_seconds)
+
+
+@contextmanager
+def serving(data: Path, *models: str, **environment: str) -> Iterator[tuple[str, int]]:
+    """`safelight serve` on a data folder: address and pid."""
+    command = [sys.executable, "-m", "safelight", "serve", *models, "--data", str(data), "--port", "0"]
+    # Into a file: a server whose log nobody reads out of a pipe stands still once the pipe is full.
+    with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment)
+        try:
+            yield _address(process, Path(log.name)), process.pid
         finally:
             process.terminate()
             process.wait()
+
+
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    while (found := re.search(r"http://127[.\d]+:\d+", said := log.read_text())) is None:
+        assert process.poll() is None, said
+        time.sleep(0.01)
+    return found[0]
 
 
 @contextmanager
