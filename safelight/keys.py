@@ -24,7 +24,7 @@ class Allowance:
     """What a key may use; None: as much as there is. A key that was rotated shares it with its successor.
 
     A pixel-step is one pixel in one denoising step of one image. Days are those of UTC. Open runs are the queued and the
-    running ones. `weight` is the key's share of a busy device beside other keys.
+    running ones. `weight` is the key's share of a busy device beside other keys of its `priority`; whoever has a higher one goes first.
     """
 
     requests_per_minute: int | None = None
@@ -33,6 +33,7 @@ class Allowance:
     max_queued_runs: int | None = None
     max_open_runs: int | None = None
     weight: float = 1.0
+    priority: int = 0
 
     @property
     def has_limits(self) -> bool:

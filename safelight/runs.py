@@ -213,6 +213,7 @@ class Run:
     status: RunStatus
     created_at: float
     weight: float = 1.0
+    priority: int = 0
     deadline_at: float | None = None
     started_at: float | None = None
     ended_at: float | None = None

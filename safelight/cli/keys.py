@@ -86,6 +86,9 @@ def limit(
     weight: Annotated[
         float | None, typer.Option(min=0.01, max=100.0, help="Share of a busy device beside other keys; 1 is usual.")
     ] = None,
+    priority: Annotated[
+        int | None, typer.Option(min=0, max=100, help="Whose runs go first; 0 is usual, higher goes before lower.")
+    ] = None,
     data: DataOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -100,6 +103,7 @@ def limit(
     }
     changes: dict[str, Any] = {name: value or None for name, value in named.items() if value is not None}
     changes |= {} if weight is None else {"weight": weight}
+    changes |= {} if priority is None else {"priority": priority}
 
     async def change(store: Store) -> Key:
         found = next((each for each in await store.keys.list() if _is_named(each, key)), None)

@@ -37,9 +37,9 @@ class _Room:
 
 
 class Scheduler:
-    """The images under way, in two orders, one inside the other:
+    """The images under way, in three orders, one inside the other:
 
-    API keys are served by virtual time: whose weighted device time is least goes first, and who returns from idleness
+    Whoever has the highest priority goes first. Of one priority, API keys are served by virtual time: whose weighted device time is least goes first, and who returns from idleness
     starts level with the others. Within a key the earliest due goes first, so that short work passes long work but for a
     while only. The first image of all settles the shape of the batch; the next ones of that shape fill it up.
 
@@ -153,12 +153,13 @@ class Scheduler:
             self._served[assignment.key_id] += seconds / assignment.weight
 
     def _next_shape(self) -> BatchKey:
-        """Of the image that is due first among those of the key that was served least."""
+        """Of the first image of all."""
         first = min(self._waiting.values(), key=self._order_of)
         return first.task.key
 
-    def _order_of(self, waiting: _Waiting) -> tuple[float, float, int]:
-        return self._served.get(waiting.task.run.assignment.key_id, 0.0), waiting.due, waiting.place
+    def _order_of(self, waiting: _Waiting) -> tuple[int, float, float, int]:
+        assignment = waiting.task.run.assignment
+        return -assignment.priority, self._served.get(assignment.key_id, 0.0), waiting.due, waiting.place
 
     def _fill(self, key: BatchKey) -> list[ImageTask]:
         """The first always travels, even where its own rows are over the limit; then whoever is next and fits.
@@ -180,18 +181,21 @@ class Scheduler:
         return tasks
 
     def _in_order(self, key: BatchKey) -> Iterable[ImageTask]:
-        """The images of a shape: of the key that was served least the one that is due first, and so on."""
+        """The images of a shape: of the highest priority, of the key that was served least, the one that is due first."""
         queues: dict[KeyId, list[_Waiting]] = {}
         for waiting in self._waiting.values():
             if waiting.task.key == key:
                 queues.setdefault(waiting.task.run.assignment.key_id, []).append(waiting)
         for queue in queues.values():
             # The last is taken first.
-            queue.sort(key=lambda waiting: (waiting.due, waiting.place), reverse=True)
+            queue.sort(key=self._order_of, reverse=True)
         served = {key_id: self._served.get(key_id, 0.0) for key_id in queues}
         row_seconds = self._costs.row_seconds(key) or 1.0
         while queues:
-            key_id = min(queues, key=lambda each: (served[each], queues[each][-1].due))
+            firsts = {each: queue[-1] for each, queue in queues.items()}
+            key_id = min(
+                firsts, key=lambda each: (-firsts[each].task.run.assignment.priority, served[each], firsts[each].due)
+            )
             task = queues[key_id].pop().task
             yield task
             served[key_id] += task.num_rows * row_seconds / task.run.assignment.weight

@@ -39,7 +39,8 @@ class ModelSpec:
 class Assignment:
     """The part of a run that is still to draw: `indices` names its images, each drawn from `seed + index`.
 
-    `checkpoint` is how far an earlier claim came, `picture` what the images begin from instead of noise alone. The device's time is shared between `key_id`s by their `weight`.
+    `checkpoint` is how far an earlier claim came, `picture` what the images begin from instead of noise alone. The device's time is
+    shared between `key_id`s by their `weight`; before that, a higher `priority` goes first.
     """
 
     run_id: str
@@ -50,6 +51,7 @@ class Assignment:
     picture: StartPicture | None = None
     key_id: str | None = None
     weight: float = 1.0
+    priority: int = 0
     deadline_seconds: float | None = None
     """From now on; after that it is not begun any more."""
 

@@ -58,7 +58,7 @@ def _claim_by(*order: sa.ColumnElement[Any]) -> ReturningUpdate[Any]:
     first = (
         sa.select(runs.c.number)
         .where(IS_QUEUED)
-        .order_by(*order, runs.c.created_at, runs.c.number)
+        .order_by(runs.c.rank, *order, runs.c.created_at, runs.c.number)
         .limit(sa.bindparam("num_runs"))
         .with_for_update(skip_locked=True)
         .cte("first")
@@ -81,7 +81,7 @@ CLAIM_OLDEST = _claim_by()
 
 @functools.cache
 def _claim_beside(num_keys: int) -> ReturningUpdate[Any]:
-    """Those of none of so many keys first, then key by key. This sorts the whole queue instead of following an index: it is
+    """Of one priority those of none of so many keys first, then key by key. This sorts the whole queue instead of following an index: it is
     as long as the door allows, and no longer."""
     key_id = sa.func.coalesce(runs.c.key_id, "")
     places = [(key_id == sa.bindparam(f"key_{place}"), place + 1) for place in range(num_keys)]

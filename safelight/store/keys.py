@@ -32,6 +32,7 @@ TOUCH_SECONDS = 60.0
 MAX_NAME_CHARS = 100
 MAX_ALLOWED = 10**15
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
+MAX_PRIORITY = 100
 
 
 class Keys:
@@ -187,10 +188,12 @@ def _check_allowance(allowance: Allowance) -> None:
     wrong = [
         FieldError(name, f"{value} is not a number from 1 to {MAX_ALLOWED}")
         for name, value in asdict(allowance).items()
-        if value is not None and name != "weight" and not 1 <= value <= MAX_ALLOWED
+        if value is not None and name not in {"weight", "priority"} and not 1 <= value <= MAX_ALLOWED
     ]
     if not MIN_WEIGHT <= allowance.weight <= MAX_WEIGHT:
         wrong.append(FieldError("weight", f"{allowance.weight} is not a number from {MIN_WEIGHT} to {MAX_WEIGHT}"))
+    if not 0 <= allowance.priority <= MAX_PRIORITY:
+        wrong.append(FieldError("priority", f"{allowance.priority} is not a whole number from 0 to {MAX_PRIORITY}"))
     if wrong:
         raise InvalidFields(wrong)
 

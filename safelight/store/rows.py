@@ -65,6 +65,7 @@ def run_from(row: Row[Any], images: Sequence[Row[Any]] = ()) -> Run:
         status=RunStatus(row.status),
         created_at=row.created_at,
         weight=1.0 if row.weight is None else row.weight,
+        priority=-row.rank,
         deadline_at=row.deadline_at,
         started_at=row.started_at,
         ended_at=row.ended_at,

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from safelight.errors import Conflict, FieldError, IdempotencyMismatch, InvalidFields, NotFound, Overloaded
+from safelight.keys import Allowance
 from safelight.metrics import EngineFigures
 from safelight.runs import (
     Claim,
@@ -40,7 +41,7 @@ ROOM_SHARE = 0.1
 """A caller that was refused comes back when this share of the queue should be gone."""
 
 PLACE = (runs.c.created_at, runs.c.number)
-"""Where a run stands among all: what the queue and the lists are ordered by."""
+"""Where a run stands among all: what the lists are ordered by, and the queue of one priority."""
 
 COUNT_QUEUED = sa.select(sa.func.count()).select_from(runs).where(IS_QUEUED)
 COUNT_RUNNING = sa.select(sa.func.count()).select_from(runs).where(IS_RUNNING)
@@ -104,7 +105,7 @@ class Runs:
     ) -> list[Claim]:
         """Take the runs that have waited longest, at most `limit`, each with a higher fence. One transaction.
 
-        Those of the API keys in `crowded` (`""`: of none) come after all others, key by key. Of these first ones, those
+        Higher priorities come first. Of one priority those of the API keys in `crowded` (`""`: of none) come after all others, key by key. Of these first ones, those
         with `attempts_below` or more stay where they are, and nobody overtakes them.
         """
         claimed = await self._database.write(
@@ -263,7 +264,7 @@ def _create(connection: Connection, new: NewRun, *, max_queued: int) -> tuple[Ru
         message = f"{num_queued} runs wait already; send the same again later"
         raise Overloaded(message, retry_after_seconds=_seconds_to_room(connection))
     check_deadline(connection, new, seconds_to_start=lambda: _backlog(connection).queue_eta_seconds or 0.0)
-    row = connection.execute(QUEUE, _columns(new) | {"weight": allowance.weight}).one()
+    row = connection.execute(QUEUE, _columns(new, allowance)).one()
     inputs.add(connection, new.id, new.inputs)
     events.append(connection, row, events.Fact(RunEventKind.QUEUED), at=row.created_at)
     return run_from(row), True
@@ -274,7 +275,7 @@ def _seconds_to_room(connection: Connection) -> float:
     return max(1.0, min(300.0, wait))
 
 
-def _columns(new: NewRun) -> dict[str, object]:
+def _columns(new: NewRun, allowance: Allowance) -> dict[str, object]:
     return {
         "id": new.id,
         "project": new.project,
@@ -297,6 +298,8 @@ def _columns(new: NewRun) -> dict[str, object]:
         "warnings": "[]",
         "num_images": new.params.num_images_per_prompt,
         "pixel_steps": new.params.pixel_steps,
+        "weight": allowance.weight,
+        "rank": -allowance.priority,
     }
 
 
@@ -341,10 +344,11 @@ def read_cursor(cursor: str) -> tuple[float, int]:
 
 
 def _queue_position(connection: Connection, run_id: str) -> int | None:
-    this = connection.execute(sa.select(*PLACE).where(runs.c.id == run_id, IS_QUEUED)).first()
+    turn = (runs.c.rank, *PLACE)
+    this = connection.execute(sa.select(*turn).where(runs.c.id == run_id, IS_QUEUED)).first()
     if this is None:
         return None
-    return connection.execute(COUNT_QUEUED.where(sa.tuple_(*PLACE) < sa.tuple_(*this))).scalar_one()
+    return connection.execute(COUNT_QUEUED.where(sa.tuple_(*turn) < sa.tuple_(*this))).scalar_one()
 
 
 def _backlog(connection: Connection) -> Backlog:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from safelight.store.database import Number
 
-REVISION = "0008"
+REVISION = "0009"
 """The newest migration: a database that says so needs none."""
 
 
@@ -81,6 +81,8 @@ runs = sa.Table(
     sa.Column("provenance", Text),
     sa.Column("deadline_at", Real),
     sa.Column("traceparent", Text),
+    # The key's priority, negated: what is claimed first comes first in the index.
+    sa.Column("rank", sa.Integer, nullable=False, server_default="0"),
 )
 
 IS_QUEUED = sa.text("status = 'queued'")
@@ -96,6 +98,14 @@ sa.Index(
     unique=True,
     sqlite_where=HAS_IDEMPOTENCY_KEY,
     postgresql_where=HAS_IDEMPOTENCY_KEY,
+)
+sa.Index(
+    "runs_queue",
+    runs.c.rank,
+    runs.c.created_at,
+    runs.c.number,
+    sqlite_where=IS_QUEUED,
+    postgresql_where=IS_QUEUED,
 )
 sa.Index("runs_newest", runs.c.created_at, runs.c.number)
 sa.Index("runs_by_status", runs.c.status, runs.c.created_at, runs.c.number)

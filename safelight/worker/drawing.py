@@ -73,6 +73,7 @@ class Drawing:
             picture=await start_picture(self._store, run),
             key_id=run.key_id,
             weight=run.weight,
+            priority=run.priority,
             deadline_seconds=held.seconds_to_deadline(),
         )
         watching = asyncio.create_task(self._pass_on_watchers(run.id))

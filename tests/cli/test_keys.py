@@ -58,10 +58,11 @@ def test_an_unknown_scope_is_wrong_usage(house: House) -> None:
 
 def test_limits_are_set_one_by_one_and_taken_away(house: House) -> None:
     house.ok("keys", "create", "laptop")
-    house.ok("keys", "limit", "laptop", "--requests-per-minute", "60", "--weight", "2")
+    house.ok("keys", "limit", "laptop", "--requests-per-minute", "60", "--weight", "2", "--priority", "3")
     assert "requests_per_minute 60" in house.ok("keys", "limit", "laptop", "--images-per-day", "10").stdout
     shown = json.loads(house.ok("keys", "limit", "laptop", "--requests-per-minute", "0", "--json").stdout)
-    assert (shown["requests_per_minute"], shown["images_per_day"], shown["weight"]) == (None, 10, 2.0)
+    assert (shown["requests_per_minute"], shown["images_per_day"]) == (None, 10)
+    assert (shown["weight"], shown["priority"]) == (2.0, 3)
     assert "keys list" in house.refused("keys", "limit", "phone", "--weight", "1")
 
 

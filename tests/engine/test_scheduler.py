@@ -28,11 +28,14 @@ def make_task(
     num_steps: int = 5,
     key_id: str | None = None,
     weight: float = 1.0,
+    priority: int = 0,
     deterministic: bool = False,
     deadline: float | None = None,
 ) -> ImageTask:
     params = RunParams(prompt=name, guidance_scale=7.5 if is_guided else 1.0, deterministic=deterministic)
-    assignment = Assignment(name, "m@1", params, (0,), key_id=key_id, weight=weight, deadline_seconds=deadline)
+    assignment = Assignment(
+        name, "m@1", params, (0,), key_id=key_id, weight=weight, priority=priority, deadline_seconds=deadline
+    )
     run = LiveRun(assignment, cast(ImageModel, None), 1, 0, num_steps)
     table = replace(TABLE, columns=TABLE.columns[[0] * num_steps])
     return ImageTask(run=run, index=0, seed=0, key=key, table=table)
@@ -147,6 +150,17 @@ def test_weights_are_shares() -> None:
     heavy, light = make_task("heavy", key_id="h", weight=3.0), make_task("light", key_id="l")
     scheduler = scheduler_of(heavy, light, max_rows=2, costs=costs)
     assert Counter(name for [name] in serve(scheduler, 400, costs)) == {"heavy": 300, "light": 100}
+
+
+@pytest.mark.parametrize("key", [SMALL, LARGE])
+def test_a_higher_priority_goes_first_and_leaves_what_room_there_is(key: BatchKey) -> None:
+    costs = measured(rows=4)
+    usual = [make_task(f"usual {number}", key_id="a") for number in range(2)]
+    scheduler = scheduler_of(*usual, max_rows=4, costs=costs)
+    serve(scheduler, 3, costs)
+    scheduler.admit(make_task("urgent", key=key, key_id="a", priority=1))
+    room = {"usual 0"} if key is SMALL else set()
+    assert [set(batch) for batch in serve(scheduler, 5, costs)] == [{"urgent"} | room] * 5
 
 
 def test_who_returns_from_idleness_starts_level_and_owns_no_arrears() -> None:

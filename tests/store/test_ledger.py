@@ -133,6 +133,18 @@ async def test_the_same_request_again_under_its_idempotency_key_costs_nothing(st
     assert await store.runs.create(new_run(**marked), max_queued=10) == (first, False)
 
 
+async def test_runs_of_a_key_of_higher_priority_are_claimed_before_all_others(store: Store) -> None:
+    usual = await submit(store)
+    urgent = await ask(store, await key_with(store, priority=7))
+    late = await submit(store)
+    assert [await store.runs.queue_position(run.id) for run in (urgent, usual, late)] == [0, 1, 2]
+    assert urgent.priority == 7
+    claimed = [await store.runs.claim("w", limit=1, lease_seconds=60, crowded=crowded) for crowded in ([], [""], [])]
+    assert [claim.run.id for [claim] in claimed] == [urgent.id, usual.id, late.id]
+    with pytest.raises(InvalidFields, match="0 to 100"):
+        await key_with(store, "other", priority=101)
+
+
 async def test_a_rotated_key_shares_its_allowance_with_its_successor(store: Store) -> None:
     old = await key_with(store, requests_per_minute=2, weight=3.0)
     new, secret = await store.keys.rotate("laptop", overlap_seconds=60)
