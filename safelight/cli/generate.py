@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.api.params import FRESH_SEEDS, NewParams, complete, find_wrong
 from safelight.catalog import check_model
 from safelight.catalog_file import load_catalog, weights_finder
 from safelight.cli import asking
@@ -117,6 +116,8 @@ class Drawing:
 
 def _drawing(settings: Settings, model: str, prompt: str, loras: list[str], named: dict[str, Any]) -> Drawing:
     """The model's defaults with what was named over them. Raises InvalidFields, ModelError."""
+    from safelight.api.params import FRESH_SEEDS, NewParams, complete, find_wrong
+
     catalog = load_catalog(settings.catalog)
     if model not in settings.models:
         check_model(model, catalog=catalog, hf_home=settings.hf_home)
