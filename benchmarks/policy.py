@@ -132,11 +132,18 @@ class RequestBatches:
         return Batch(self._travelling[0].key, tuple(self._travelling)) if self._travelling else None
 
 
+class NoKnee(Costs):
+    """Never finds that fewer rows are enough."""
+
+    def rows_worth(self, key: BatchKey, most: int) -> int:
+        return most
+
+
 class Ours(Scheduler):
     """The engine's scheduler, told the times as the engine tells it."""
 
-    def __init__(self) -> None:
-        self._known = Costs()
+    def __init__(self, *, has_knee: bool = True) -> None:
+        self._known = Costs() if has_knee else NoKnee()
         super().__init__(max_rows=MAX_ROWS, costs=self._known)
 
     def charge(self, batch: Batch, seconds: float) -> None:
@@ -150,6 +157,8 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {
     "requests": RequestBatches,
     "safelight": Ours,
 }
+
+WITHOUT_KNEE: Mapping[str, Callable[[], Policy]] = {"no knee": partial(Ours, has_knee=False)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,14 +243,14 @@ def play(policy: Policy, device: Device, requests: Sequence[Request], *, seed: i
     return Outcome(latencies, short, now)
 
 
-def compare(num_requests: int, seed: int) -> Table:
+def compare(policies: Mapping[str, Callable[[], Policy]], num_requests: int, seed: int) -> Table:
     table = Table(title=f"seconds from arrival to last picture, {num_requests} requests, seed {seed}")
     for column in ("device", "load", "policy", "mean", "p50", "p95", "p99", "p95 of short", "requests/s"):
         table.add_column(column, justify="left" if column in ("device", "policy") else "right")
     for device in DEVICES:
         for load in (0.5, 0.8, 0.95):
             requests = make_load(device, load=load, num_requests=num_requests, seed=seed)
-            for name, make in POLICIES.items():
+            for name, make in policies.items():
                 found = play(make(), device, requests, seed=seed)
                 figures = [sum(found.latencies) / len(found.latencies)]
                 figures += [quantile_of(found.latencies, quantile) for quantile in (0.5, 0.95, 0.99)]
@@ -283,12 +292,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=600)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--no-knee", action="store_true", help="also ours with as many rows as fit")
     parser.add_argument("--record", action="store_true", help="measure this machine's step times and stop")
     asked = parser.parse_args()
     if asked.record:
         record()
         return
-    Console(width=120).print(compare(asked.requests, asked.seed))
+    policies = {**POLICIES, **(WITHOUT_KNEE if asked.no_knee else {})}
+    Console(width=120).print(compare(policies, asked.requests, asked.seed))
 
 
 if __name__ == "__main__":

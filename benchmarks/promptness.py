@@ -1,7 +1,8 @@
 """How true the announced time left is, and how soon a cancel works: `python -m benchmarks.promptness`.
 
 A real server with pinhole. Several runs are left at once and followed while nothing else arrives; each announcement is
-held against when the run ended. Then long runs are cancelled one by one, between others that go on.
+held against when the run ended. Then, at a second server, which reports every step, long runs are cancelled one by one,
+between others that go on: a step under way cannot be broken off, so what counts is how many were begun after the answer.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import argparse
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,10 +44,13 @@ class Announcement:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """From the call to the end of the run, and what a step took just before."""
+    """From the call to its answer and to the end of the run, what a step took just before, and how many of the run's
+    were begun after the answer, not counting the one that was under way."""
 
+    answer_seconds: float
     seconds: float
     step_seconds: float
+    num_begun: int
 
     @property
     def steps(self) -> float:
@@ -75,10 +80,10 @@ def measure_announcements(client: Client, requests: Iterable[dict[str, object]])
         return [announcements(events) for events in readers.map(follow, handles)]
 
 
-def measure_cancels(client: Client, *, num_runs: int, seed: int) -> list[Cancelled]:
+def measure_cancels(client: Client, *, num_runs: int, seed: int, side: int) -> list[Cancelled]:
     """Long runs side by side, cancelled one after the other at moments of chance."""
     chance = random.Random(seed)
-    requests = mixed_requests(num_runs + 1, seed=seed)
+    requests = mixed_requests(num_runs + 1, seed=seed, side=side)
     handles = [submit(client, request | {"num_inference_steps": LONGEST_STEPS}) for request in requests]
     with ThreadPoolExecutor(len(handles)) as readers:
         # One goes on until the last cancel was seen, so that all of them end between others.
@@ -90,7 +95,7 @@ def measure_cancels(client: Client, *, num_runs: int, seed: int) -> list[Cancell
 def cancel_soon(handle: RunHandle, *, after: Callable[[], float]) -> Cancelled:
     """Cancel the run some seconds after its first step."""
     steps: list[tuple[float, int]] = []
-    asked_at, due = 0.0, 0.0
+    asked_at, answered_at, due, num_done = 0.0, 0.0, 0.0, 0
     for event in handle.events():
         now = time.perf_counter()
         if event.steps_done and not asked_at:
@@ -98,23 +103,34 @@ def cancel_soon(handle: RunHandle, *, after: Callable[[], float]) -> Cancelled:
             due = due or now + after()
             if now >= due and len(steps) > 2:
                 asked_at = time.perf_counter()
-                handle.cancel()
+                num_done = handle.cancel().steps_done
+                answered_at = time.perf_counter()
     assert asked_at, "the run ended before it was cancelled"
+    ended_at = time.perf_counter()
     (first_at, first), (last_at, last) = steps[0], steps[-1]
-    return Cancelled(time.perf_counter() - asked_at, (last_at - first_at) / (last - first))
+    num_begun = max(0, handle.get().steps_done - num_done - 1)
+    return Cancelled(answered_at - asked_at, ended_at - asked_at, (last_at - first_at) / (last - first), num_begun)
 
 
 def main() -> None:
     options = _parser().parse_args()
-    with safelight() as target, Client(target.url, target.key) as client:
-        for request in mixed_requests(2, seed=0, side=options.side):
-            submit(client, request).wait()
-        told: list[list[Announcement]] = []
-        cancels: list[Cancelled] = []
+    told: list[list[Announcement]] = []
+    cancels: list[Cancelled] = []
+    with warm_server(options.side) as client:
         for number in range(options.rounds):
             told += measure_announcements(client, mixed_requests(options.runs, seed=number + 1, side=options.side))
-            cancels += measure_cancels(client, num_runs=options.cancels, seed=number + 1)
+    with warm_server(options.side, SAFELIGHT_WORKER__PROGRESS_SECONDS="0.01") as client:
+        for number in range(options.rounds):
+            cancels += measure_cancels(client, num_runs=options.cancels, seed=number + 1, side=options.side)
     publish("promptness", _table(told, cancels, options.side))
+
+
+@contextmanager
+def warm_server(side: int, **environment: str) -> Iterator[Client]:
+    with safelight(**environment) as target, Client(target.url, target.key) as client:
+        for request in mixed_requests(2, seed=0, side=side):
+            submit(client, request).wait()
+        yield client
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,8 +151,10 @@ def _table(told: list[list[Announcement]], cancels: list[Cancelled], side: int) 
     table.add_row("error of the time left, every announcement", *_percent(every), "< 10 %")
     table.add_row("error of the time left, the first of a run", *_percent(first), "< 10 %")
     seconds = [each.seconds for each in cancels]
+    table.add_row("cancel to its answer, s", *_figures([each.answer_seconds for each in cancels]), "")
     table.add_row("cancel to end, s", *_figures(seconds), "")
-    table.add_row("cancel to end, steps", *_figures([each.steps for each in cancels]), "<= 1")
+    table.add_row("cancel to end, steps", *_figures([each.steps for each in cancels]), "")
+    table.add_row("steps begun after the answer", *_figures([float(each.num_begun) for each in cancels]), "0")
     return table
 
 

@@ -10,15 +10,31 @@ from safelight.version import __version__
 if TYPE_CHECKING:
     from safelight.client import AsyncClient, Client, verify_webhook
     from safelight.engine.engine import Engine
+    from safelight.engine.library import load
+    from safelight.engine.tasks import Assignment
     from safelight.errors import SafelightError
+    from safelight.runs import RunParams
 
-__all__ = ["AsyncClient", "Client", "Engine", "SafelightError", "__version__", "verify_webhook"]
+__all__ = [
+    "Assignment",
+    "AsyncClient",
+    "Client",
+    "Engine",
+    "RunParams",
+    "SafelightError",
+    "__version__",
+    "load",
+    "verify_webhook",
+]
 
 _HOMES = {
+    "Assignment": "safelight.engine.tasks",
     "AsyncClient": "safelight.client",
     "Client": "safelight.client",
     "Engine": "safelight.engine.engine",
+    "RunParams": "safelight.runs",
     "SafelightError": "safelight.errors",
+    "load": "safelight.engine.library",
     "verify_webhook": "safelight.client",
 }
 

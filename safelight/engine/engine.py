@@ -28,8 +28,9 @@ from safelight.engine.forecast import Forecast
 from safelight.engine.memory import MemoryPlan, watch_peak
 from safelight.engine.meter import Meter
 from safelight.engine.models.base import Conditioning, ImageModel
+from safelight.engine.models.placing import number_bytes_of
 from safelight.engine.previews import Previews
-from safelight.engine.prompts import PromptCache
+from safelight.engine.prompts import PromptCache, warnings_about
 from safelight.engine.rows import Rows
 from safelight.engine.samplers import step_table
 from safelight.engine.scheduler import Scheduler
@@ -69,6 +70,7 @@ class Engine:
         self._memory = MemoryPlan(drawing_bytes)
         self._runs: dict[str, LiveRun] = {}
         self._finished: deque[ImageTask] = deque()
+        self._is_decoders_turn = False
         self._snapshots: list[tuple[LiveRun, Snapshot]] = []
         self._previews = Previews()
         self._events: list[tuple[str, EngineEvent]] = []
@@ -102,6 +104,7 @@ class Engine:
     def load(self, key: str, model: ImageModel) -> None:
         """Serve `model` as `key`."""
         self._models[key] = model
+        self._memory.expect(key, number_bytes_of(model))
 
     def is_loaded(self, key: str) -> bool:
         return key in self._models
@@ -110,6 +113,7 @@ class Engine:
         """Forget the model; its runs under way fail with `model_unloaded`. Unknown keys are ignored."""
         self._models.pop(key, None)
         self._prompts.forget(key)
+        self._memory.forget(key)
         self._previews.forget(key)
         # Runs that have ended would keep the model in memory.
         self._rows = None
@@ -164,8 +168,7 @@ class Engine:
         self._end_if_done(run)
 
     def _model_of(self, assignment: Assignment) -> ImageModel | RunError:
-        model = self._models.get(assignment.model_key)
-        if model is None:
+        if (model := self._models.get(assignment.model_key)) is None:
             return faults.model_not_loaded(assignment.model_key)
         try:
             return model.adapted(assignment.params.loras) if assignment.params.loras else model
@@ -197,16 +200,22 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[str, EngineEvent]]:
-        """One batch through the denoiser and at most one picture through the decoder; what happened since the last."""
-        batch = self._scheduler.choose()
-        if batch is not None:
-            batch = self._encode_newcomers(batch)
-        if batch is not None:
-            self._draw(batch)
-        if self._finished:
+        """One batch through the denoiser, or one picture through the decoder: in turns where both wait. What happened
+        since the last."""
+        if self._finished and (self._is_decoders_turn or not len(self._scheduler)):
+            self._is_decoders_turn = False
             self._decode(self._finished.popleft())
+        else:
+            self._is_decoders_turn = True
+            self._draw_next()
         self._hand_out_copies()
         return self.take_events()
+
+    def _draw_next(self) -> None:
+        chosen = self._scheduler.choose()
+        batch = chosen and self._encode_newcomers(chosen)
+        if batch is not None:
+            self._draw(batch)
 
     def take_events(self) -> list[tuple[str, EngineEvent]]:
         """What happened since the last time, without a step."""
@@ -243,24 +252,14 @@ class Engine:
         except Exception as error:
             log.exception("encoding failed", extra={"run_id": run.run_id})
             return faults.encode_failed(error)
-        cut = {"prompt": run.prompt.cut, "negative_prompt": run.negative.cut if run.negative else ""}
-        limit = f"is longer than the {model.num_prompt_tokens} tokens this model reads; not read was:"
         key = run.tasks[0].key
-        return EncodedPrompt(
-            tuple(f"{field} {limit} {text}" for field, text in cut.items() if text),
-            model.backend_of(key.latent_shape, key.num_windows),
-        )
+        return EncodedPrompt(warnings_about(run), model.backend_of(key.latent_shape, key.num_windows))
 
     def _encode_text(self, run: LiveRun, text: str, *, is_negative: bool = False) -> Conditioning:
         """Prompt and negative prompt are of one length: the shorter is filled up with empty windows."""
         key = run.tasks[0].key
         return self._prompts.encode(
-            key.model_key,
-            run.model,
-            text,
-            is_negative=is_negative,
-            loras=key.loras,
-            num_windows=key.num_windows,
+            key.model_key, run.model, text, is_negative=is_negative, loras=key.loras, num_windows=key.num_windows
         )
 
     def _draw(self, batch: Batch) -> None:

@@ -253,6 +253,8 @@ class EngineHost:
         """Thread: the engine's."""
         while not (self._is_stopping and self._commands.empty() and not self._engine.has_work):
             self._take_commands()
+            # Runs that a command ended are told of now, not after a step of the others.
+            self._publish(self._engine.take_events())
             if self._engine.has_work:
                 self._publish(self._step())
 
@@ -273,6 +275,8 @@ class EngineHost:
             return self._engine.take_events()
 
     def _publish(self, events: list[tuple[str, EngineEvent]]) -> None:
+        if not events:
+            return
         # The loop may be gone when a process ends in the middle of a step; nobody reads any more then.
         with contextlib.suppress(RuntimeError):
             self._event_loop.call_soon_threadsafe(self._deliver, events)

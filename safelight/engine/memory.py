@@ -11,10 +11,11 @@ import torch
 from safelight.engine.tasks import BatchKey
 
 ROW_BYTES = 256
-"""Of a denoiser, for each pixel of the picture that a row is to become: as long as nothing was measured."""
+"""Of a denoiser whose numbers have two bytes, for each pixel of the picture that a row is to become: as long as nothing
+was measured."""
 
 DECODE_BYTES = 2048
-"""Of a decoder, for each pixel of the one picture it makes at a time."""
+"""Of such a decoder, for each pixel of the one picture it makes at a time."""
 
 
 class MemoryPlan:
@@ -23,13 +24,23 @@ class MemoryPlan:
     def __init__(self, budget_bytes: int | None = None) -> None:
         self._budget_bytes = budget_bytes
         self._row_bytes: dict[BatchKey, float] = {}
+        self._widths: dict[str, float] = {}
 
     @property
     def max_pixels(self) -> int | None:
         """Of one guided picture, by the estimate: more is not to be asked for."""
         if self._budget_bytes is None:
             return None
-        return self._budget_bytes // max(2 * ROW_BYTES, DECODE_BYTES)
+        widest = max(self._widths.values(), default=1.0)
+        return int(self._budget_bytes / (widest * max(2 * ROW_BYTES, DECODE_BYTES)))
+
+    def expect(self, model_key: str, number_bytes: int) -> None:
+        """The widest numbers that the model's networks work with have so many bytes: 4 in float32."""
+        self._widths[model_key] = number_bytes / 2
+
+    def forget(self, model_key: str) -> None:
+        """The model is unloaded."""
+        self._widths.pop(model_key, None)
 
     def record(self, key: BatchKey, num_rows: int, peak_bytes: int) -> None:
         """A step of so many rows took so much at its worst."""
@@ -39,9 +50,10 @@ class MemoryPlan:
         """Of a batch of pictures of so many pixels; 0 where not even one can be decoded. None: no limit."""
         if self._budget_bytes is None:
             return None
-        if num_pixels * DECODE_BYTES > self._budget_bytes:
+        width = self._widths.get(key.model_key, 1.0)
+        if num_pixels * width * DECODE_BYTES > self._budget_bytes:
             return 0
-        return int(self._budget_bytes / self._row_bytes.get(key, float(num_pixels * ROW_BYTES)))
+        return int(self._budget_bytes / self._row_bytes.get(key, num_pixels * width * ROW_BYTES))
 
 
 @dataclass(slots=True)

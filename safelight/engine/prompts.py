@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from safelight.engine.models.base import Conditioning, ImageModel
+from safelight.engine.tasks import LiveRun
 from safelight.runs import LoraUse
 
 _Asked = tuple[str, str, bool, tuple[LoraUse, ...], int]
@@ -48,3 +49,10 @@ class PromptCache:
         for kept in (self._empty, self._kept):
             for asked in [asked for asked in kept if asked[0] == model_key]:
                 del kept[asked]
+
+
+def warnings_about(run: LiveRun) -> tuple[str, ...]:
+    """One for each of its encoded prompts whose end the model does not read."""
+    limit = f"is longer than the {run.model.num_prompt_tokens} tokens this model reads; not read was:"
+    texts = {"prompt": run.prompt, "negative_prompt": run.negative}
+    return tuple(f"{field} {limit} {text.cut}" for field, text in texts.items() if text is not None and text.cut)

@@ -63,6 +63,29 @@ async def test_a_cancel_takes_effect_within_one_step() -> None:
         assert model.calls["predict"] <= 4 + 1, "the step under way when the word reached the thread"
 
 
+async def test_a_cancelled_run_ends_before_the_next_step_of_the_others() -> None:
+    entered, go_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    class Stepwise(FakeModel):
+        def predict(self, x, sigma, timestep, conditioning):  # type: ignore[no-untyped-def]
+            entered.release()
+            assert go_on.acquire(timeout=10)
+            return super().predict(x, sigma, timestep, conditioning)
+
+    async with hosting(lambda folder: Stepwise()) as host:
+        streams = [asyncio.create_task(events_of(host.generate(assign(name, CAT)))) for name in ("goes", "stays")]
+        await asyncio.to_thread(entered.acquire)
+        host.cancel("goes")
+        go_on.release()
+        await asyncio.to_thread(entered.acquire)
+        # The next step has begun and waits; the end of the run was told before it.
+        async with asyncio.timeout(5):
+            told = await streams[0]
+        assert isinstance(told[-1], AssignmentCancelled) and not streams[1].done()
+        go_on.release(9)
+        assert isinstance((await streams[1])[-1], AssignmentDone)
+
+
 async def test_leaving_the_events_cancels_the_run() -> None:
     model = FakeModel(step_seconds=0.01)
     async with hosting(lambda folder: model) as host:

@@ -40,6 +40,16 @@ def test_a_picture_that_cannot_be_decoded_has_no_room_at_all() -> None:
     assert plan.max_rows(SMALL, PIXELS + 8) == 0
 
 
+def test_a_model_in_float32_takes_twice_as_much() -> None:
+    plan = MemoryPlan(8 * PIXELS * DECODE_BYTES)
+    plan.expect(SMALL.model_key, 4)
+    assert plan.max_pixels == 4 * PIXELS
+    assert plan.max_rows(SMALL, PIXELS) == 8 * DECODE_BYTES // (2 * ROW_BYTES)
+    assert plan.max_rows(SMALL, 4 * PIXELS + 8) == 0
+    plan.forget(SMALL.model_key)
+    assert plan.max_pixels == 8 * PIXELS
+
+
 def test_batches_stay_within_the_budget() -> None:
     model = FakeModel()
     engine = Engine(drawing_bytes=PIXELS * DECODE_BYTES)
