@@ -82,7 +82,9 @@ def chosen(names: list[str]) -> list[Contender]:
             continue
         if contender.missing:
             needed = " ".join(contender.missing)
-            print(f"{contender.title} is left out: {needed} is missing (pip install 'safelight[bench]')")
+            print(
+                f"{contender.title} is left out: {needed} is missing (pip install 'safelight[bench]'; for GenAI see peers/genai_lock.py)"
+            )
         else:
             found.append(contender)
     return found

@@ -32,7 +32,7 @@ class Target:
 
 @contextmanager
 def safelight(name: str = "Safelight", *, model: str = "pinhole", **environment: str) -> Iterator[Target]:
-    """`safelight serve` on a fresh data folder. `start_seconds` is to the first /readyz answer."""
+    """`safelight serve` on a fresh data folder. `start_seconds` is until it says where it listens."""
     with tempfile.TemporaryDirectory() as data:
         began = time.monotonic()
         with serving(Path(data), model, **environment) as (url, pid):

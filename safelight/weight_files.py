@@ -39,9 +39,9 @@ def find_files(folder: Path, stem: str) -> list[Path]:
     variants = sorted(path for path in folder.glob(f"{stem}.*.safetensors") if path.is_file())
     if variants:
         return variants[:1]
-    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
-    if pickles:
-        raise ModelError(pickle_message(folder / pickles[0], folder / f"{stem}.safetensors"))
+    whole_pickles = [folder / f"{name}{suffix}" for name in (stem, "pytorch_model") for suffix in PICKLE_SUFFIXES]
+    for pickle in filter(Path.is_file, whole_pickles):
+        raise ModelError(pickle_message(pickle, whole))
     raise ModelError(f"{folder} holds no weights: {stem}.safetensors is missing; download the model again")
 
 

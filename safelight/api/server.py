@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import socket
 import struct
@@ -153,7 +154,9 @@ class DeadlineProtocol(H11Protocol):
         _cancel(self._head_timer)
         self._linger_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
         self.flow.resume_reading()
-        self.transport.write_eof()
+        with contextlib.suppress(OSError):
+            # A client that has gone meanwhile reads no more anyway.
+            self.transport.write_eof()
         return True
 
     def _watch_reader(self) -> None:

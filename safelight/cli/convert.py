@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from safelight.families import TITLES, family_of
 from safelight.headers import read_header
 
 _MAX_ANSWER_BYTES = 2**16
+_MAX_SECONDS = 3600.0
 _PACKAGES = Path(safelight.__file__).parent.parent
 
 
@@ -65,7 +67,7 @@ def _convert(file: Path, target: Path) -> dict[str, object]:
         with os.fdopen(descriptor, "wb") as opened:
             answer = _ask_process(file, opened.fileno())
             if "error" in answer:
-                raise ModelError(f"{file} was not converted: it {answer['error']}")
+                raise ModelError(f"{file} was not converted: it {printable(answer['error'])}")
             os.fsync(opened.fileno())
         read_header(unfinished)
         unfinished.chmod(0o644)
@@ -91,17 +93,31 @@ def _ask_process(file: Path, descriptor: int) -> dict[str, object]:
             stderr=subprocess.DEVNULL,
         ) as process,
     ):
+        # Its processor time is bounded, its sleep is not.
+        alarm = threading.Timer(_MAX_SECONDS, process.kill)
+        alarm.start()
         try:
             assert process.stdout is not None
             said = process.stdout.read(_MAX_ANSWER_BYTES)
         finally:
+            alarm.cancel()
             process.kill()
     try:
         answer: dict[str, object] = json.loads(said)
-    except ValueError as error:
+        if "error" not in answer:
+            answer["num_tensors"], answer["has_left_network"] = (
+                int(str(answer["num_tensors"])),
+                bool(answer["has_left_network"]),
+            )
+    except (ValueError, TypeError, KeyError) as error:
         ended = f"its process ended with {process.returncode} before it was done (out of memory or time?)"
         raise ModelError(f"{file} was not converted: {ended}") from error
     return answer
+
+
+def printable(said: object) -> str:
+    """What the process said, without what could command a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(said)[:300])
 
 
 def _explain_next(target: Path) -> None:

@@ -134,6 +134,7 @@ def main(path: str, number: str) -> None:
             lock_in(os.fstat(opened.fileno()).st_size)
             weights = read_weights(opened)
             write_safetensors(weights, out)
+            out.flush()
             answer: dict[str, object] = {"num_tensors": len(weights), "has_left_network": has_left_network}
         except Exception as error:
             answer = {"error": _reason(error)}

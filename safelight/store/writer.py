@@ -81,7 +81,7 @@ class Writer:
                     self._commit([write for write in writes if write.future.set_running_or_notify_cancel()])
             except BaseException as error:
                 for write in writes:
-                    if not write.future.done():
+                    if write.future.running() or write.future.set_running_or_notify_cancel():
                         write.future.set_exception(error)
 
     def _others(self) -> Iterator[_Write]:
@@ -97,14 +97,16 @@ class Writer:
             yield write
 
     def _commit(self, writes: Sequence[_Write]) -> None:
-        """One transaction for all of `writes`; one for each where one of them fails.
+        """One transaction for all of `writes`; where one of them fails, one for each half, and so on down to the one.
 
         A savepoint around each would keep those together that are well, at two more statements for every write.
         """
-        if len(writes) > 1 and self._commit_together(writes):
-            return
-        for write in writes:
-            self._commit_alone(write)
+        if len(writes) == 1:
+            self._commit_alone(writes[0])
+        elif writes and not self._commit_together(writes):
+            half = len(writes) // 2
+            self._commit(writes[:half])
+            self._commit(writes[half:])
 
     def _commit_together(self, writes: Sequence[_Write]) -> bool:
         """False where one of them failed: then none is done. Raises CommitInDoubt."""
@@ -114,7 +116,7 @@ class Writer:
         except CommitInDoubt:
             raise
         except Exception:
-            # Each is done again by itself, and told then what is wrong with it.
+            # Whichever it was is done again by itself in the end, and told then what is wrong with it.
             return False
         for write, result in zip(writes, results, strict=True):
             write.future.set_result(result)

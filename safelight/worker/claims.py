@@ -24,9 +24,6 @@ from safelight.worker.models import Models
 
 log = logging.getLogger("safelight.worker")
 
-SETTLING_SECONDS = 0.004
-"""A run on its way into the engine, and the answer to one that has ended, go before the next look at the queue."""
-
 LAST_CHECKPOINT_SECONDS = 2.0
 """How long a stop may wait for the step under way; where that is longer, the last regular checkpoint has to do."""
 
@@ -104,7 +101,7 @@ class Worker:
             while not self._is_stopping:
                 if await self._claim():
                     # The new run is in the engine before the next claim competes with it.
-                    await asyncio.sleep(SETTLING_SECONDS)
+                    await asyncio.sleep(0)
                 else:
                     await listener.wait(self._settings.poll_seconds)
 
@@ -177,7 +174,7 @@ class Worker:
         finally:
             if self._cancel(held):
                 del self._held[claim.run.id]
-            asyncio.get_running_loop().call_later(SETTLING_SECONDS, self._store.notifications.publish, "queue")
+            self._store.notifications.publish("queue")
 
     async def _draw_and_finish(self, held: Held) -> Outcome:
         run = held.claim.run
@@ -256,7 +253,9 @@ class Worker:
 
     async def _give_back(self, held: Held) -> None:
         claim = held.claim
-        self._cancel(held)
+        if not self._cancel(held):
+            # This worker itself has claimed the run again: there is nothing left to give.
+            return
         try:
             await self._store.runs.release(claim)
             log.info("given back", extra={"run_id": claim.run.id})

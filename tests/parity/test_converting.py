@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
+from safelight.cli.convert import printable
 from safelight.cli.root import build_app
 from safelight.engine import converting
 from safelight.engine.converting import Unfit, read_weights, write_safetensors
@@ -112,6 +114,7 @@ def test_what_holds_no_named_tensors_is_unfit(value: object) -> None:
 
 LOCKED_IN = """
 import os, socket
+from safelight.cli.convert import printable
 from safelight.engine.converting import lock_in
 written = open("written", "wb", buffering=0)
 lock_in(0)
@@ -144,3 +147,25 @@ def test_what_needs_no_converting_is_said_before_anything_is_begun(tmp_path: Pat
     done = run("convert", tmp_path / name)
     assert done.exit_code == 1
     assert ("is missing" if name.startswith("missing") else "is a safetensors file already") in done.stderr
+
+
+LOCKED_IN_READING = """
+import sys
+from safelight.engine import converting
+converting.read_weights = lambda opened: open("/etc/hostname") and {}
+converting._warm_up = lambda: None
+converting.main(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_what_reads_a_file_is_locked_in_before_it_looks_at_it(tmp_path: Path) -> None:
+    file = tmp_path / "mine.ckpt"
+    file.write_bytes(b"weights")
+    with (tmp_path / "out").open("wb") as out:
+        command = [sys.executable, "-c", LOCKED_IN_READING, str(file), str(out.fileno())]
+        said = subprocess.run(command, pass_fds=[out.fileno()], capture_output=True, text=True, check=True).stdout
+    assert "Too many open files" in json.loads(said)["error"]
+
+
+def test_what_the_process_says_commands_no_terminal() -> None:
+    assert printable("asks for \x1b[2Jposix.system\n") == "asks for ?[2Jposix.system?"

@@ -93,7 +93,6 @@ async def test_a_finished_run_says_how_it_ended(store: Store) -> None:
         status=RunStatus.FAILED, run_time_ms=7.0, error=failure, warnings=("the prompt was cut",), provenance=made
     )
     ended = await finish(store, claim, outcome)
-    assert ended == await store.runs.get(claim.run.id)
     assert (ended.status, ended.run_time_ms, ended.warnings) == (RunStatus.FAILED, 7.0, ("the prompt was cut",))
     assert ended.provenance == made
     assert ended.error is not None and ended.error.code == "model_error"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from safelight.errors import ConfigError, StorageFull, TryLater
+from safelight.errors import ConfigError, Overloaded, StorageFull, TryLater
 from safelight.keys import Allowance, Scope
 from safelight.runs import RunParams, RunStatus
 from safelight.store import Store
@@ -19,7 +21,7 @@ from safelight.store.database import open_engine
 from safelight.store.search import RunSearch
 from safelight.store.sqlite import HAS_SOUND_WAL, sqlite3
 
-from .making import HOOK, end_one, on_sqlite, submit
+from .making import HOOK, end_one, new_run, on_sqlite, submit
 
 pytestmark = [on_sqlite, pytest.mark.usefixtures("kind")]
 
@@ -56,13 +58,20 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_database_locked_for_too_long_is_to_try_later(data: Path) -> None:
+@pytest.mark.parametrize("has_log", [True, False])
+async def test_a_database_locked_for_too_long_is_to_try_later(
+    data: Path, monkeypatch: pytest.MonkeyPatch, *, has_log: bool
+) -> None:
+    monkeypatch.setattr("safelight.store.database.HAS_SOUND_WAL", has_log and HAS_SOUND_WAL)
     async with await Store.open(data) as store:
         other = sqlite3.connect(data / "safelight.db", isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
-        for _ in range(2):
+        calls: list[Callable[[], Awaitable[object]]] = [partial(submit, store), partial(submit, store)]
+        if not (has_log and HAS_SOUND_WAL):
+            calls += [store.runs.list, store.keys.count]
+        for call in calls:
             with pytest.raises(TryLater):
-                await submit(store)
+                await call()
         answers = await asyncio.gather(*(submit(store) for _ in range(3)), return_exceptions=True)
         assert all(isinstance(answer, TryLater) for answer in answers)
         other.close()
@@ -71,13 +80,20 @@ async def test_a_database_locked_for_too_long_is_to_try_later(data: Path) -> Non
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_write_that_was_told_to_try_later_is_not_done_after_all(data: Path) -> None:
+@pytest.mark.parametrize("has_log", [True, False])
+async def test_a_write_that_was_told_to_try_later_is_not_done_after_all(
+    data: Path, monkeypatch: pytest.MonkeyPatch, *, has_log: bool
+) -> None:
+    monkeypatch.setattr("safelight.store.database.HAS_SOUND_WAL", has_log and HAS_SOUND_WAL)
     async with await Store.open(data) as store:
         with (data / "safelight.db-turns").open("rb") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             for _ in range(2):
                 with pytest.raises(TryLater):
                     await submit(store)
+            if not (has_log and HAS_SOUND_WAL):
+                with pytest.raises(TryLater):
+                    await store.runs.list()
         await submit(store)
         assert (await store.runs.backlog()).num_queued == 1
 
@@ -158,3 +174,23 @@ async def test_no_frequent_query_walks_through_all_runs(store: Store) -> None:
     walks = [plan for plan in plans if plan.startswith("SCAN") and "CONSTANT ROW" not in plan and "anon_" not in plan]
     assert [plan for plan in walks if "USING" not in plan.split("<-")[0]] == []
     assert [plan for plan in plans if "TEMP B-TREE" in plan and "FROM runs" in plan] == []
+
+
+async def test_a_write_that_fails_costs_those_beside_it_few_commits(data: Path) -> None:
+    async with await Store.open(data) as store:
+        commits = []
+        sa.event.listen(store._database._engine, "commit", commits.append)
+        held = await asyncio.to_thread(_take_turn, data)
+        wanted = [asyncio.create_task(store.runs.create(new_run(), max_queued=40)) for _ in range(41)]
+        # All wait for the turn before it is given back.
+        await asyncio.sleep(0.05)
+        held.close()
+        ends = await asyncio.gather(*wanted, return_exceptions=True)
+        assert [type(end) for end in ends if isinstance(end, Exception)] == [Overloaded]
+        assert len(commits) <= 10
+
+
+def _take_turn(data: Path) -> IO[bytes]:
+    held = (data / "safelight.db-turns").open("rb")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    return held
