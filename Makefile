@@ -13,10 +13,10 @@ export PYTHON PIP_FLAGS
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test faults fuzz check clean
+.PHONY: help demo serve test faults fuzz bench-gpu check clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 demo: .venv/installed ## set up, start a server, draw the example request, put the pictures into demo/
 	@$(BIN)/python -m safelight demo $(ARGS)
@@ -32,6 +32,9 @@ fuzz: .venv/installed-dev ## some thousand made-up requests at a real door: no s
 
 faults: .venv/installed-dev ## kill, stop, starve a working server at full size; the table goes to docs/promises.md
 	@$(BIN)/python -m tests.faults --write docs/promises.md $(ARGS)
+
+bench-gpu: .venv/installed-dev ## step times and serving with Stable Diffusion 2.1's architecture on a GPU
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 check: .venv/installed-dev ## formatting, lint, types, floors of imports, lengths
 	@$(BIN)/ruff format --check .

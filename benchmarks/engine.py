@@ -82,6 +82,7 @@ class Timed:
     def predict(self, *inputs: torch.Tensor) -> torch.Tensor:
         began = time.perf_counter()
         denoised = self.model.predict(*inputs)
+        wait_for(self.model.device)
         self.predicting.append(time.perf_counter() - began)
         return denoised
 
@@ -90,6 +91,12 @@ class Timed:
         pixels = self.model.decode(latent, height, width)
         self.decoding.append(time.perf_counter() - began)
         return pixels
+
+
+def wait_for(device: torch.device) -> None:
+    """A GPU works on after the call: what is measured has to have ended."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def measure(
@@ -112,6 +119,7 @@ def measure(
     while engine.has_work:
         began = time.perf_counter()
         events = engine.step()
+        wait_for(model.device)
         if not any(isinstance(event, ImageReady) for _, event in events):
             whole.append(time.perf_counter() - began)
     return whole[1:], timed.predicting[1 : len(whole)], timed.decoding
@@ -122,6 +130,7 @@ def measure_preview(model: UNetModel, side: int) -> list[float]:
     previewer, seconds = Previewer(model), []
     for number in range(20):
         latent = torch.randn(model.latent_shape(side, side), generator=torch.Generator().manual_seed(number))
+        latent = latent.to(model.device)
         began = time.perf_counter()
         previewer.pixels(latent)
         seconds.append(time.perf_counter() - began)
@@ -137,6 +146,7 @@ def spread(seconds: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="folder of weights; without it, random ones of pinhole's size")
+    parser.add_argument("--device", default="cpu", help="of the model; random networks are on the CPU")
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 4, 8], help="guided images, two rows each")
@@ -144,14 +154,15 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    print(
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {asked.threads} threads, {asked.side} px"
-    )
+    device = torch.cuda.get_device_name(asked.device) if asked.device.startswith("cuda") else platform.machine()
+    print(f"{device}, torch {torch.__version__}, {asked.threads} threads, {asked.side} px")
     print(
         f"{'dtype':9} {'rows':>4}  {'step ms, median (p10 to p90)':34} {'ms/row':>7} {'loop ms':>7} {'share':>6}  decode ms"
     )
     models = {
-        name: load_model(asked.model, dtype=getattr(torch, name)) if asked.model else RandomModel(getattr(torch, name))
+        name: load_model(asked.model, device=asked.device, dtype=getattr(torch, name))
+        if asked.model
+        else RandomModel(getattr(torch, name))
         for name in asked.dtypes
     }
     for num_images in asked.images:

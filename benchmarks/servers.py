@@ -19,6 +19,10 @@ import httpx2
 PINHOLE = Path(__file__).parent.parent / "safelight" / "pinhole"
 
 
+MODEL, DEVICE = "BENCHMARK_MODEL", "BENCHMARK_DEVICE"
+"""Variables of the environment: a folder that is drawn with in pinhole's place, and the peers' torch device."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where to send requests, and as whom."""
@@ -30,9 +34,16 @@ class Target:
     start_seconds: float
 
 
+def model_name() -> str:
+    """Of what is drawn with, for the heads of tables."""
+    return Path(os.environ[MODEL]).name if MODEL in os.environ else "pinhole"
+
+
 @contextmanager
 def safelight(name: str = "Safelight", *, model: str = "pinhole", **environment: str) -> Iterator[Target]:
     """`safelight serve` on a fresh data folder. `start_seconds` is until it says where it listens."""
+    if model == "pinhole" and MODEL in os.environ:
+        environment["SAFELIGHT_MODELS__PINHOLE"] = os.environ[MODEL]
     with tempfile.TemporaryDirectory() as data:
         began = time.monotonic()
         with serving(Path(data), model, **environment) as (url, pid):

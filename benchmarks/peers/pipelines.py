@@ -6,6 +6,7 @@ import argparse
 import base64
 import copy
 import io
+import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from diffusers import (
 from PIL.Image import Image
 from pydantic import BaseModel
 
-from benchmarks.servers import PINHOLE
+from benchmarks.servers import DEVICE, MODEL, PINHOLE
 from safelight.engine.models.openvino import Compiler
 from safelight.engine.tuning import tune
 
@@ -63,10 +64,10 @@ class Request(BaseModel):
 class Pipeline:
     """diffusers' pipeline, in torch or with its networks in OpenVINO."""
 
-    def __init__(self, *, model: str, dtype: str, threads: int, backend: str) -> None:
+    def __init__(self, *, model: str, device: str, dtype: str, threads: int, backend: str) -> None:
         num_threads = torch.get_num_threads() if threads == 0 else max(0, threads)
-        tuning = tune(device="cpu", dtype=dtype, num_threads=num_threads)
-        self._pipeline = StableDiffusionPipeline.from_pretrained(model, torch_dtype=tuning.dtype)
+        tuning = tune(device=device, dtype=dtype, num_threads=num_threads)
+        self._pipeline = StableDiffusionPipeline.from_pretrained(model, torch_dtype=tuning.dtype).to(device)
         self._pipeline.set_progress_bar_config(disable=True)
         if backend == "openvino":
             compile_networks(self._pipeline, Compiler(tuning))
@@ -131,7 +132,8 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     """The arguments of every peer."""
     made = argparse.ArgumentParser(description=about)
     made.add_argument("--port", type=int, required=True)
-    made.add_argument("--model", default=str(PINHOLE))
+    made.add_argument("--model", default=os.environ.get(MODEL, str(PINHOLE)))
+    made.add_argument("--device", default=os.environ.get(DEVICE, "cpu"))
     made.add_argument("--dtype", default="float32", help="auto: the fastest here")
     made.add_argument("--threads", type=int, default=0, help="0: torch's own choice; -1: the fastest here")
     made.add_argument("--backend", default="torch", choices=("torch", "openvino"))
