@@ -18,12 +18,20 @@ from safelight.catalog import PINHOLE_FOLDER
 from safelight.cli.demo.server import running_server
 from safelight.cli.serve import curl_line
 from safelight.pictures import read_pixels, read_texts
+from tests import lean
 
 from .conftest import House, needs_pinhole
 
 pytestmark = needs_pinhole()
 
 SMALL = ("--height", "64", "--width", "128", "--steps", "2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lean_servers() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", lean.path())
+        yield
 
 
 @pytest.fixture(scope="module")

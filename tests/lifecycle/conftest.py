@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -19,6 +20,10 @@ from typing import TypeVar
 import httpx2
 import pytest
 
+from safelight.keys import Scope
+from safelight.store import Store
+from tests import lean
+
 START_SECONDS = 40
 
 T = TypeVar("T")
@@ -35,7 +40,7 @@ class Server:
         environment: dict[str, str] | None = None,
     ) -> None:
         self.data = data
-        self._environment = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
+        self._environment = lean.environment() | (environment or {})
         self._lines: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "safelight", *command, "--data", str(data), "--port", "0"],
@@ -70,17 +75,13 @@ class Server:
         return wait_for(find, START_SECONDS)
 
     def _create_key(self) -> str:
-        command = [
-            sys.executable,
-            "-m",
-            "safelight",
-            "keys",
-            "create",
-            f"test-{uuid.uuid4()}",
-            "--data",
-            str(self.data),
-        ]
-        return subprocess.run(command, capture_output=True, text=True, check=True, env=self._environment).stdout.strip()
+        url = self._environment.get("SAFELIGHT_STORE__DATABASE_URL")
+
+        async def create() -> str:
+            async with await Store.open(self.data, database_url=url) as store:
+                return (await store.keys.create(f"test-{uuid.uuid4()}", scopes=frozenset({Scope.PREDICT})))[1]
+
+        return asyncio.run(create())
 
     def processes(self, role: str) -> list[int]:
         """Pids of the living children in `role`, `api` or `worker`."""

@@ -18,7 +18,10 @@ from standardwebhooks import Webhook
 
 from tests.lifecycle.conftest import Server, wait_for
 
-LONG = {"num_inference_steps": 60, "num_images_per_prompt": 2, "seed": 7, "deterministic": True}
+SMALL = {"height": 128, "width": 128}
+"""Seconds of drawing, not minutes: with many steps it is still killed in the middle."""
+
+LONG = SMALL | {"num_inference_steps": 60, "num_images_per_prompt": 2, "seed": 7, "deterministic": True}
 """Deterministic, so that not a bit may differ: how many share a forward pass hangs on what the worker has measured."""
 
 LOOPBACK = {
@@ -78,7 +81,7 @@ def test_a_run_that_begins_from_a_picture_survives_everything_being_killed(start
         first = client.post("/pinhole/predict", json=body).json()
     picture, run_id = first["result"][0], first["run_id"]
     masked = server.submit(
-        init_image=picture, mask=picture, strength=0.5, height=512, width=512, num_inference_steps=60
+        init_image=picture, mask=picture, strength=0.5, height=256, width=256, num_inference_steps=60
     )
     copied = server.submit(init_image=f"run:{run_id}/0", height=64, width=64, num_inference_steps=4)
     server.kill_everything()
@@ -112,7 +115,7 @@ def test_children_do_not_outlive_a_killed_supervisor(start: Start) -> None:
 def test_a_client_that_hangs_up_does_not_lose_its_run(start: Start) -> None:
     server = start()
     with server.client(timeout=1.0) as client, pytest.raises(httpx2.TimeoutException):
-        client.post("/pinhole/predict", json={"prompt": "a red circle", "height": 256, "width": 256, **LONG})
+        client.post("/pinhole/predict", json={"prompt": "a red circle", **LONG})
 
     with server.client() as client:
         [run] = client.get("/runs").json()["runs"]
@@ -133,7 +136,7 @@ def test_sigterm_lets_running_work_end_and_exits_zero(start: Start) -> None:
 
 def test_a_second_sigterm_ends_at_once_and_the_run_goes_on_at_the_next_start(start: Start) -> None:
     server = start()
-    run_id = server.submit(num_inference_steps=150, num_images_per_prompt=8)
+    run_id = server.submit(**SMALL, num_inference_steps=100, num_images_per_prompt=3)
     server.wait_for_steps(run_id)
 
     server.process.terminate()
@@ -147,7 +150,7 @@ def test_a_second_sigterm_ends_at_once_and_the_run_goes_on_at_the_next_start(sta
 
 def test_new_work_is_refused_while_the_server_drains(start: Start) -> None:
     server = start()
-    run_id = server.submit(num_inference_steps=80, num_images_per_prompt=3)
+    run_id = server.submit(**SMALL, num_inference_steps=100, num_images_per_prompt=3)
     server.wait_for_steps(run_id)
     server.process.terminate()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests import s3
+from tests import lean, s3
 from tests.postgres import MISSING, find_programs
 from tests.postgres import running as running_postgres
 
@@ -36,7 +36,7 @@ def shared() -> Iterator[dict[str, str]]:
 @contextmanager
 def worker(data: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "safelight", "worker", "--device", "cpu", "--data", str(data)]
-    process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=lean.environment() | environment, stdout=subprocess.PIPE, text=True)
     try:
         yield process
     finally:

@@ -12,6 +12,7 @@ import pytest
 
 import safelight
 from safelight.catalog import PINHOLE_FOLDER
+from tests.lean import LEAN
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -67,7 +68,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
-    (site / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    (site / "borrowed.pth").write_text(f"{LEAN}\n{sysconfig.get_path('purelib')}\n")
     return python
 
 
