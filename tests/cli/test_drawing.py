@@ -142,14 +142,3 @@ def test_the_line_that_serve_prints_works_when_pasted(server: tuple[House, str],
     key = house.ok("keys", "create", "curl").stdout.strip()
     subprocess.run(["bash", "-c", curl_line(address, "pinhole", key)], cwd=tmp_path, check=True)
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_demo_runs_where_one_ran_before(house: House) -> None:
-    earlier = ("--data", "demo/data")
-    house.ok("deploy", "pinhole", "--name", "dreambooth-webhook", *earlier, takes_data=False)
-    house.ok("keys", "create", "demo", *earlier, takes_data=False)
-    told = house.ok("demo", "--out", "demo", *SMALL, takes_data=False)
-    assert "webhook, verified" in told.stdout
-    assert len(list((house.folder / "demo").glob("*.png"))) == 4
-    keys = json.loads(house.ok("keys", "list", "--json", *earlier, takes_data=False).stdout)
-    assert all(key["revoked_at"] for key in keys if key["name"] == "demo")

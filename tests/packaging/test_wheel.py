@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import sysconfig
@@ -87,7 +88,15 @@ def test_the_wheel_runs_in_an_environment_of_its_own(python: Path, tmp_path: Pat
 
 
 @needs_weights
-def test_the_demo_runs_from_the_wheel(python: Path, tmp_path: Path) -> None:
+def test_the_demo_runs_from_the_wheel_where_one_ran_before(python: Path, tmp_path: Path) -> None:
+    def safelight_says(*words: str) -> str:
+        return run(python, tmp_path, "-m", "safelight", *words)
+
+    earlier = ("--data", "demo/data")
+    safelight_says("deploy", "pinhole", "--name", "dreambooth-webhook", *earlier)
+    safelight_says("keys", "create", "demo", *earlier)
     small = ("--height", "64", "--width", "64", "--steps", "2")
-    assert "webhook, verified" in run(python, tmp_path, "-m", "safelight", "demo", *small)
+    assert "webhook, verified" in safelight_says("demo", *small)
     assert len(list((tmp_path / "demo").glob("*.png"))) == 4
+    keys = json.loads(safelight_says("keys", "list", "--json", *earlier))
+    assert all(key["revoked_at"] for key in keys if key["name"] == "demo")
