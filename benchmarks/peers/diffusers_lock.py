@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
@@ -10,7 +11,8 @@ from fastapi import FastAPI
 from benchmarks.peers.pipelines import Pipeline, Request, parser
 
 
-def build(pipeline: Pipeline) -> FastAPI:
+def build(draw: Callable[[Request], dict[str, object]]) -> FastAPI:
+    """One request at a time, whatever draws it."""
     app, lock = FastAPI(), threading.Lock()
 
     @app.get("/healthz")
@@ -20,7 +22,7 @@ def build(pipeline: Pipeline) -> FastAPI:
     @app.post("/pinhole/predict")
     def predict(request: Request) -> dict[str, object]:
         with lock:
-            return pipeline.draw([request])[0]
+            return draw(request)
 
     return app
 
@@ -28,7 +30,8 @@ def build(pipeline: Pipeline) -> FastAPI:
 def main() -> None:
     options = vars(parser(__doc__).parse_args())
     port = options.pop("port")
-    uvicorn.run(build(Pipeline(**options)), host="127.0.0.1", port=port, log_level="warning")
+    pipeline = Pipeline(**options)
+    uvicorn.run(build(lambda request: pipeline.draw([request])[0]), host="127.0.0.1", port=port, log_level="warning")
 
 
 if __name__ == "__main__":

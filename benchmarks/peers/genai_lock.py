@@ -10,16 +10,15 @@ its DDIM refuses pinhole's configuration: such requests are drawn with Euler, wh
 from __future__ import annotations
 
 import argparse
-import threading
 import time
 import uuid
 
 import openvino_genai
 import torch
 import uvicorn
-from fastapi import FastAPI
 from PIL import Image
 
+from benchmarks.peers.diffusers_lock import build
 from benchmarks.peers.pipelines import Request, encode
 from safelight.engine.tuning import tune
 
@@ -60,27 +59,12 @@ class Pipeline:
         }
 
 
-def build(pipeline: Pipeline) -> FastAPI:
-    app, lock = FastAPI(), threading.Lock()
-
-    @app.get("/healthz")
-    def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.post("/pinhole/predict")
-    def predict(request: Request) -> dict[str, object]:
-        with lock:
-            return pipeline.draw(request)
-
-    return app
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--folder", required=True, help="what was exported")
     options = parser.parse_args()
-    uvicorn.run(build(Pipeline(options.folder)), host="127.0.0.1", port=options.port, log_level="warning")
+    uvicorn.run(build(Pipeline(options.folder).draw), host="127.0.0.1", port=options.port, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -102,8 +102,8 @@ def limit(
         "max_open_runs": max_open_runs,
     }
     changes: dict[str, Any] = {name: value or None for name, value in named.items() if value is not None}
-    changes |= {} if weight is None else {"weight": weight}
-    changes |= {} if priority is None else {"priority": priority}
+    ranked = {"weight": weight, "priority": priority}
+    changes |= {name: value for name, value in ranked.items() if value is not None}
 
     async def change(store: Store) -> Key:
         found = next((each for each in await store.keys.list() if _is_named(each, key)), None)
