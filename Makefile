@@ -24,8 +24,8 @@ demo: .venv/installed ## set up, start a server, draw the example request, put t
 serve: .venv/installed ## set up and serve pinhole in the foreground
 	@$(BIN)/python -m safelight serve pinhole $(if $(DATA),--data $(DATA)) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(ARGS)
 
-test: .venv/installed-dev ## set up and run every test
-	@$(BIN)/python -m pytest $(ARGS)
+test: .venv/installed-dev ## set up and run every test, in two processes
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 fuzz: .venv/installed-dev ## some thousand made-up requests at a real door: no server errors, no undocumented answers
 	@$(BIN)/python -m tests.fuzz.fuzzing $(ARGS)

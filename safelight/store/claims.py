@@ -199,7 +199,8 @@ def add_image(connection: Connection, claim: Claim, image: ImageRecord) -> None:
     events.append(connection, row, Fact(RunEventKind.IMAGE, image_index=image.index), at=row.written_at)
 
 
-def finish(connection: Connection, claim: Claim, outcome: Outcome) -> None:
+def finish(connection: Connection, claim: Claim, outcome: Outcome) -> int:
+    """How many webhooks are to be told."""
     columns: dict[str, object] = {
         "run_time_ms": outcome.run_time_ms,
         "device_ms": outcome.device_ms,
@@ -209,8 +210,10 @@ def finish(connection: Connection, claim: Claim, outcome: Outcome) -> None:
     if outcome.progress is not None:
         columns |= {"steps_done": outcome.progress.steps_done, "steps_total": outcome.progress.steps_total}
     known = _as_claimed(claim)
-    if not _end(connection, known, outcome.status, error=outcome.error, new_images=outcome.images, **columns):
+    ended = _end(connection, known, outcome.status, error=outcome.error, new_images=outcome.images, **columns)
+    if ended is None:
         raise _lost(claim)
+    return ended
 
 
 def release(connection: Connection, claim: Claim) -> Run:
@@ -218,7 +221,7 @@ def release(connection: Connection, claim: Claim) -> Run:
     if held is None:
         raise _lost(claim)
     if held.is_cancel_requested:
-        is_written = _end(connection, _as_claimed(claim), RunStatus.CANCELLED)
+        is_written = _end(connection, _as_claimed(claim), RunStatus.CANCELLED) is not None
     else:
         is_written = _queue_again(connection, _as_claimed(claim), num_forgiven=1)
     return _written(connection, claim.run.id, is_written)
@@ -232,14 +235,14 @@ def requeue_lost(connection: Connection, *, max_attempts: int, worker_id: str | 
 def end_overdue(connection: Connection) -> list[Run]:
     ended = []
     for row in connection.execute(OVERDUE).all():
-        is_written = _end(connection, _as_queued(row), RunStatus.FAILED, error=DEADLINE_MISSED)
+        is_written = _end(connection, _as_queued(row), RunStatus.FAILED, error=DEADLINE_MISSED) is not None
         ended.append(_written(connection, row.id, is_written))
     return ended
 
 
 def cancel_queued(connection: Connection, row: sa.Row[Any]) -> Run:
     """End a queued run that was read in this transaction."""
-    return _written(connection, row.id, _end(connection, _as_queued(row), RunStatus.CANCELLED))
+    return _written(connection, row.id, _end(connection, _as_queued(row), RunStatus.CANCELLED) is not None)
 
 
 def with_images(connection: Connection, row: sa.Row[Any]) -> Run:
@@ -260,10 +263,10 @@ def _take_back(connection: Connection, lost: sa.Row[Any], *, max_attempts: int) 
     """End a run whose worker is gone, or queue it again where another worker may do better."""
     known = _as_known(lost.id, lost.fence, RunStatus.RUNNING)
     if lost.is_cancel_requested:
-        is_written = _end(connection, known, RunStatus.CANCELLED)
+        is_written = _end(connection, known, RunStatus.CANCELLED) is not None
     elif lost.num_attempts >= max_attempts:
         message = f"{lost.num_attempts} workers stopped answering while they had this run; see their logs"
-        is_written = _end(connection, known, RunStatus.FAILED, error=RunError("worker_lost", message))
+        is_written = _end(connection, known, RunStatus.FAILED, error=RunError("worker_lost", message)) is not None
     else:
         is_written = _queue_again(connection, known, num_forgiven=0)
     return _written(connection, lost.id, is_written)
@@ -283,19 +286,20 @@ def _end(
     error: RunError | None = None,
     new_images: Sequence[ImageRecord] = (),
     **columns: object,
-) -> bool:
-    """The one way to an end: status, last pictures, events and deliveries. False when the run is no longer as known."""
+) -> int | None:
+    """The one way to an end: status, last pictures, events and deliveries. How many deliveries; None when the run is no
+    longer as known."""
     facts = [Fact(RunEventKind.IMAGE, image_index=image.index) for image in new_images]
     facts.append(Fact(RunEventKind(status.value), error=error))
     if error is not None:
         columns |= {"error_code": error.code, "error_message": error.message}
     row = connection.execute(END, {**known, "status": status, "num_new_events": len(facts), **columns}).first()
-    if row is not None:
-        if new_images:
-            connection.execute(ADD_IMAGES, [_image_columns(row.id, image) for image in new_images])
-        events.append(connection, row, *facts, at=row.ended_at)
-        deliveries.add(connection, row)
-    return row is not None
+    if row is None:
+        return None
+    if new_images:
+        connection.execute(ADD_IMAGES, [_image_columns(row.id, image) for image in new_images])
+    events.append(connection, row, *facts, at=row.ended_at)
+    return deliveries.add(connection, row)
 
 
 def _queue_again(connection: Connection, known: Mapping[str, object], *, num_forgiven: int) -> bool:

@@ -132,8 +132,9 @@ class _Schedule:
     disable_after_seconds: float | None
 
 
-def add(connection: Connection, run: sa.Row[Any]) -> None:
+def add(connection: Connection, run: sa.Row[Any]) -> int:
     """Deliveries, due now, for the run of a row that has just ended: to its own URL, and to each endpoint that wants it.
+    How many those are.
 
     `has_endpoints` of that row tells whether its project has any.
     Their event id can be told from the run's. One to a disabled endpoint has failed already, and can be resent later.
@@ -146,6 +147,7 @@ def add(connection: Connection, run: sa.Row[Any]) -> None:
         new.append(columns)
     if new:
         connection.execute(sa.insert(deliveries), new)
+    return len(new)
 
 
 def end_with_run(connection: Connection, run_ids: Sequence[str]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from safelight.errors import Conflict, FieldError, IdempotencyMismatch, InvalidFields, NotFound, Overloaded
+from safelight.errors import Conflict, IdempotencyMismatch, NotFound, Overloaded
 from safelight.keys import Allowance
 from safelight.metrics import EngineFigures
 from safelight.runs import (
@@ -27,6 +25,7 @@ from safelight.runs import (
     RunStatus,
 )
 from safelight.store import claims, deliveries, events, inputs, ledger, retention
+from safelight.store.cursors import cursor_at, read_cursor
 from safelight.store.database import Database, now
 from safelight.store.deadlines import check_deadline
 from safelight.store.images import Images
@@ -35,7 +34,6 @@ from safelight.store.rows import run_from, to_json
 from safelight.store.schema import HAS_ENDED, IS_QUEUED, IS_RUNNING, images, runs
 
 NUM_RECENT_RUNS = 20
-MAX_NUMBER = 2**63
 ANY_ATTEMPTS = 2**31 - 1
 ROOM_SHARE = 0.1
 """A caller that was refused comes back when this share of the queue should be gone."""
@@ -148,8 +146,8 @@ class Runs:
     async def finish(self, claim: Claim, outcome: Outcome) -> None:
         """End a claimed run, with its last pictures, its events and its deliveries. Raises LostClaim. One transaction."""
         assert outcome.status.has_ended, "an outcome is an end"
-        await self._database.write(claims.finish, claim, outcome)
-        self._hint_ended(claim.run.id)
+        num_deliveries = await self._database.write(claims.finish, claim, outcome)
+        self._hint_ended(claim.run.id, has_deliveries=num_deliveries > 0)
 
     async def release(self, claim: Claim) -> None:
         """Give a run back unfinished, at no cost to its attempts; end it if it was cancelled. Raises LostClaim. One transaction."""
@@ -238,11 +236,12 @@ class Runs:
         else:
             self._hint_runs([run.id])
 
-    def _hint_ended(self, run_id: str) -> None:
-        # Who waits for an end only is left alone until then.
+    def _hint_ended(self, run_id: str, *, has_deliveries: bool = True) -> None:
+        # Who waits for an end only is left alone until then; and has the processor, where no webhook waits too.
         self._hint_runs([run_id])
         self._notifications.publish(f"end:{run_id}")
-        self._notifications.publish("deliveries")
+        if has_deliveries:
+            self._notifications.publish("deliveries")
 
     def _hint_runs(self, run_ids: Sequence[str]) -> None:
         for run_id in run_ids:
@@ -322,25 +321,6 @@ def _list(connection: Connection, query: sa.Select[Any], limit: int) -> tuple[li
     drawn = claims.images_of(connection, [row.id for row in page])
     is_more = len(found) > limit > 0
     return [run_from(row, drawn.get(row.id, ())) for row in page], cursor_at(page[-1]) if is_more else None
-
-
-def cursor_at(row: sa.Row[Any]) -> str:
-    """The cursor of the page that begins after the run of `row`."""
-    return base64.urlsafe_b64encode(f"{row.created_at!r} {row.number}".encode()).decode()
-
-
-def read_cursor(cursor: str) -> tuple[float, int]:
-    """Time and number in a cursor. Raises InvalidFields."""
-    try:
-        text = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii")
-        created_at, number = text.split(" ")
-        place = float(created_at), int(number)
-    except ValueError:
-        place = math.nan, 0
-    if not (math.isfinite(place[0]) and 0 < place[1] < MAX_NUMBER):
-        message = "this is not a cursor from an earlier page; ask for the first page without one"
-        raise InvalidFields([FieldError("cursor", message)])
-    return place
 
 
 def _queue_position(connection: Connection, run_id: str) -> int | None:

@@ -10,9 +10,9 @@ from sqlalchemy.engine import Connection
 
 from safelight.runs import Run, RunStatus
 from safelight.store import claims
+from safelight.store.cursors import cursor_at, read_cursor
 from safelight.store.database import Database, prompt_in
 from safelight.store.rows import run_from
-from safelight.store.runs import cursor_at, read_cursor
 from safelight.store.schema import Text, runs
 
 STRETCH = 10_000

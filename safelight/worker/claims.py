@@ -24,6 +24,8 @@ from safelight.worker.models import Models
 
 log = logging.getLogger("safelight.worker")
 
+CLAIM_PAUSE_SECONDS = 0.003
+
 LAST_CHECKPOINT_SECONDS = 2.0
 """How long a stop may wait for the step under way; where that is longer, the last regular checkpoint has to do."""
 
@@ -101,7 +103,7 @@ class Worker:
             while not self._is_stopping:
                 if await self._claim():
                     # The new run is in the engine before the next claim competes with it.
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(CLAIM_PAUSE_SECONDS)
                 else:
                     await listener.wait(self._settings.poll_seconds)
 

@@ -44,6 +44,7 @@ class Models:
         self._find_weights = find_weights
         self._now = now
         self._deployments: dict[tuple[str, int], Deployment] = {}
+        self._folders: dict[str, Path] = {}
         self._without_weights: set[str] = set()
         engine.watch_models(self._report)
 
@@ -87,8 +88,10 @@ class Models:
                 self._engine.models.retire(key)
 
     async def _folder_of(self, deployment: Deployment) -> Path:
-        """Looked for each time it is needed, which costs little: weights may have come meanwhile."""
+        """Looked for as long as the model is not there: weights may have come meanwhile."""
         key = model_key(deployment)
+        if key in self._folders and self._engine.models.is_loaded(key):
+            return self._folders[key]
         try:
             folder = self._find_weights(deployment.model)
         except ModelError as error:
@@ -97,6 +100,7 @@ class Models:
                 await self._report(ModelState(key, DeploymentStatus.FAILED, error.message))
             raise
         self._without_weights.discard(key)
+        self._folders[key] = folder
         return folder
 
     async def _report(self, state: ModelState) -> None:
