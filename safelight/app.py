@@ -163,10 +163,25 @@ def _stop_when_orphaned() -> None:
         time.sleep(_ORPHAN_SECONDS)
 
 
+def _import_all_of(role: str) -> None:
+    """What the process will need anyway, and takes long."""
+    if role == "api":
+        import safelight.api.app
+        import safelight.api.server
+        import safelight.webhooks.deliverer
+    else:
+        import safelight.engine.models.unet
+        import safelight.worker  # noqa: F401
+
+
 def main(arguments: list[str]) -> int:
     """Entry of a child process."""
     role, what, *name = arguments
-    settings = parse_settings(sys.stdin.readline())
+    # Whoever started this prepares the data folder meanwhile.
+    _import_all_of(role)
+    if not (line := sys.stdin.readline()):
+        return 0
+    settings = parse_settings(line)
     configure_logging(settings.log, process=role if role == "api" else f"worker {what}")
     threading.Thread(target=_stop_when_orphaned, daemon=True).start()
     with contextlib.closing(open_tracing(settings.tracing, process=role)) as tracing:

@@ -23,7 +23,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safelight.config import Settings, dump_settings, parse_settings
 from safelight.engine.environment import WORKER_ENVIRONMENT
 from safelight.errors import ConfigError
-from safelight.supervisor import API_LOCK, WORKER_LOCK, address_of, answers, listening, locked, start_child
+from safelight.supervisor import (
+    API_LOCK,
+    WORKER_LOCK,
+    address_of,
+    answers,
+    instruct_child,
+    listening,
+    locked,
+    start_child,
+)
 
 log = logging.getLogger("safelight.cluster")
 
@@ -34,7 +43,8 @@ _GRACE_SECONDS = 5.0
 class _Place:
     """Holds one process. When that dies by itself this does too, so that Ray starts both again."""
 
-    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], settings: Settings) -> None:
+        instruct_child(child, settings)
         self._child = child
         self._is_ending = False
         threading.Thread(target=self._follow, daemon=True).start()
@@ -64,14 +74,14 @@ class _Door(_Place):
             except ConfigError:
                 # The process of a killed predecessor still has the address, for a moment.
                 _die()
-            super().__init__(start_child(("api", str(door.fileno())), settings, {}, pass_fds=(door.fileno(),)))
+            super().__init__(start_child(("api", str(door.fileno())), {}, pass_fds=(door.fileno(),)), settings)
 
 
 class _Worker(_Place):
     """Of GPUs the process sees the one that Ray gave to this."""
 
     def __init__(self, text: str, device: str, worker_id: str) -> None:
-        super().__init__(start_child(("worker", device, worker_id), parse_settings(text), WORKER_ENVIRONMENT))
+        super().__init__(start_child(("worker", device, worker_id), WORKER_ENVIRONMENT), parse_settings(text))
 
 
 def _die() -> None:

@@ -64,8 +64,11 @@ class Supervisor:
         self._announce = announce
         self._num_signals = 0
 
-    def serve(self, *, with_workers: bool = True) -> int:
-        """Serve until SIGTERM or SIGINT. Raises ConfigError when the address or the data folder is taken."""
+    def serve(self, *, with_workers: bool = True, prepare: Callable[[], None] = lambda: None) -> int:
+        """Serve until SIGTERM or SIGINT. Raises ConfigError when the address or the data folder is taken.
+
+        `prepare` is called while the new processes import what they need; they touch nothing before it is done.
+        """
         server, locks = self._settings.server, (API_LOCK, WORKER_LOCK) if with_workers else (API_LOCK,)
         with locked(self._settings.data, *locks), listening(server.host, server.port) as door:
             address = address_of(door)
@@ -75,6 +78,7 @@ class Supervisor:
                 workers,
                 partial(answers, address + ("/readyz" if with_workers else "/healthz")),
                 address,
+                prepare,
             )
 
     def work(self) -> int:
@@ -86,9 +90,22 @@ class Supervisor:
     def _devices(self) -> tuple[str, ...]:
         return self._settings.worker.devices or _devices()
 
-    def _supervise(self, api: list[_Child], workers: list[_Child], is_up: Callable[[], bool], what: str) -> int:
+    def _supervise(
+        self,
+        api: list[_Child],
+        workers: list[_Child],
+        is_up: Callable[[], bool],
+        what: str,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> int:
         previous = {number: signal.signal(number, self._count) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
+            # Not the workers too: all of them together would be slower to answer.
+            for child in api:
+                self._start(child)
+            prepare()
+            for child in api:
+                self._instruct(child)
             self._watch([*api, *workers], is_up, what)
             return self._stop(api, workers)
         finally:
@@ -119,10 +136,17 @@ class Supervisor:
         now = time.monotonic()
         if child.process is not None:
             self._bury(child, now)
-        if now < child.not_before:
-            return
-        child.process = start_child(child.arguments, self._settings, child.environment, pass_fds=child.pass_fds)
-        child.started_at = now
+        if now >= child.not_before:
+            self._start(child)
+            self._instruct(child)
+
+    def _start(self, child: _Child) -> None:
+        child.process = start_child(child.arguments, child.environment, pass_fds=child.pass_fds)
+        child.started_at = time.monotonic()
+
+    def _instruct(self, child: _Child) -> None:
+        assert child.process is not None
+        instruct_child(child.process, self._settings)
 
     def _bury(self, child: _Child, now: float) -> None:
         """Note a death, and wait longer before the next start each time the child dies young."""
@@ -153,10 +177,11 @@ class Supervisor:
 
 
 def start_child(
-    arguments: Sequence[str], settings: Settings, environment: Mapping[str, str], *, pass_fds: Sequence[int] = ()
+    arguments: Sequence[str], environment: Mapping[str, str], *, pass_fds: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start a process of a server (see `app`). Keep what this returns: when its standard input closes, the process stops."""
-    process = subprocess.Popen(  # noqa: S603 - our own interpreter with our own arguments
+    """Start a process of a server (see `app`), which waits for `instruct_child`. Keep what this returns: when its standard
+    input closes, the process stops."""
+    return subprocess.Popen(  # noqa: S603 - our own interpreter with our own arguments
         [sys.executable, "-m", "safelight.app", *arguments],
         stdin=subprocess.PIPE,
         pass_fds=pass_fds,
@@ -164,12 +189,15 @@ def start_child(
         # A Ctrl+C in the terminal reaches the supervisor alone: it decides who stops when.
         start_new_session=True,
     )
+
+
+def instruct_child(process: subprocess.Popen[bytes], settings: Settings) -> None:
+    """Give a new process its settings."""
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         # The pipe stays open: its end tells the child that this process is gone, however it went.
         process.stdin.write(dump_settings(settings).encode() + b"\n")
         process.stdin.flush()
-    return process
 
 
 def _api_child(door: socket.socket) -> _Child:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,28 +45,39 @@ def serve(
         require_shared_store(settings)
     check_installed(settings.tracing)
     configure_logging(settings.log, process="serve")
-    served, key, link = with_store(settings, lambda store: _prepare(store, settings, models or []))
-    if key is not None:
-        say(f"admin key, shown this once: {key}")
+    ready = _Ready()
+
+    def prepare() -> None:
+        nonlocal ready
+        ready = with_store(settings, lambda store: _prepare(store, settings, models or []))
+        if ready.key is not None:
+            say(f"admin key, shown this once: {ready.key}")
 
     def announce(address: str) -> None:
         say(f"serving at {address}")
         say(
             f"dashboard at {address}/dashboard"
-            + (f"/sign-in?token={link} (works once, within an hour)" if link else "")
+            + (f"/sign-in?token={ready.link} (works once, within an hour)" if ready.link else "")
         )
-        for line in _next_steps(settings, address, served, key):
+        for line in _next_steps(settings, address, ready):
             say(line)
 
     from safelight.supervisor import Supervisor
 
-    raise typer.Exit(Supervisor(settings, announce=announce).serve(with_workers=with_workers))
+    raise typer.Exit(Supervisor(settings, announce=announce).serve(with_workers=with_workers, prepare=prepare))
 
 
-async def _prepare(
-    store: Store, settings: Settings, models: list[str]
-) -> tuple[list[Deployment], str | None, str | None]:
-    """Try the pictures' place; deploy what is missing; make the first key. What is served, that key and a sign-in link where one was made."""
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What is served, and the first key with its sign-in link where one was made."""
+
+    served: tuple[Deployment, ...] = ()
+    key: str | None = None
+    link: str | None = None
+
+
+async def _prepare(store: Store, settings: Settings, models: list[str]) -> _Ready:
+    """Try the pictures' place; deploy what is missing; make the first key."""
     await store.images.check()
     for made in await deploy_missing(store, settings, models):
         explain(f"deployed {made.model} as {made.name}, version {made.version}")
@@ -74,17 +86,17 @@ async def _prepare(
     if await store.keys.count() == 0:
         key, secret = await store.keys.create("admin", scopes=frozenset({Scope.ADMIN}))
         link = await store.sign_in_links.create(key.id)
-    return await store.deployments.list(), secret, link
+    return _Ready(tuple(await store.deployments.list()), secret, link)
 
 
-def _next_steps(settings: Settings, address: str, served: list[Deployment], key: str | None) -> list[str]:
+def _next_steps(settings: Settings, address: str, ready: _Ready) -> list[str]:
     where = "" if settings.data == Settings().data else f" --data {shlex.quote(str(settings.data))}"
-    if not served:
+    if not ready.served:
         return ["", f"nothing is deployed yet: safelight deploy pinhole{where}"]
     lines = ["", "try it:", ""]
-    if key is None:
+    if ready.key is None:
         lines.append(f"KEY=$(safelight keys create my-laptop{where})")
-    return [*lines, curl_line(address, served[0].name, key or "$KEY"), ""]
+    return [*lines, curl_line(address, ready.served[0].name, ready.key or "$KEY"), ""]
 
 
 def curl_line(address: str, name: str, key: str) -> str:

@@ -16,6 +16,21 @@ def serve(house: House, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=house.folder, capture_output=True, text=True, check=False, timeout=60)
 
 
+def started_and_stopped(house: House, *models: str) -> str:
+    """All that a server says from its start until it serves, and at its end."""
+    command = [sys.executable, "-m", "safelight", "serve", *models, "--data", str(house.data), "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=house.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
+        assert server.stdout is not None
+        said = []
+        for line in server.stdout:
+            said.append(line)
+            if line.startswith("serving at "):
+                server.terminate()
+    return "".join(said)
+
+
 def last_line(answer: subprocess.CompletedProcess[str]) -> str:
     assert answer.returncode == 1
     assert "Traceback" not in answer.stderr
@@ -37,24 +52,22 @@ def test_workers_and_doors_apart_need_what_both_can_reach(house: House, command:
     assert not house.data.exists()
 
 
-def test_the_first_start_makes_one_admin_key_and_shows_it_once(house: House) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        first, second = serve(house, "pinhole", "--port", port), serve(house, "pinhole", "--port", port)
-    assert "admin key, shown this once: sl_live_" in first.stdout
-    assert "sl_live_" not in second.stdout + second.stderr
-    keys = json.loads(house.ok("keys", "list", "--json").stdout)
-    assert [(key["name"], key["scopes"]) for key in keys] == [("admin", ["admin"])]
-
-
-def test_named_models_are_deployed_unless_their_name_is_taken(house: House) -> None:
-    house.ok("deploy", "pinhole", "--set", "height=256")
-    house.data.joinpath("serve.lock").touch()
+def test_a_start_that_is_refused_makes_and_deploys_nothing(house: House) -> None:
+    house.data.mkdir()
     with house.data.joinpath("serve.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "another server runs" in last_line(serve(house, "pinhole", "stable-diffusion", "--port", "0"))
+        assert "another server runs" in last_line(serve(house, "pinhole", "--port", "0"))
+    assert [each.name for each in house.data.iterdir()] == ["serve.lock"]
+
+
+def test_the_first_start_makes_one_admin_key_and_deploys_what_is_named_unless_the_name_is_taken(house: House) -> None:
+    house.ok("deploy", "pinhole", "--set", "height=256")
+    models = ("pinhole", "stable-diffusion")
+    first, second = started_and_stopped(house, *models), started_and_stopped(house, *models)
+    assert "admin key, shown this once: sl_live_" in first
+    assert "sl_live_" not in second
+    keys = json.loads(house.ok("keys", "list", "--json").stdout)
+    assert [(key["name"], key["scopes"]) for key in keys] == [("admin", ["admin"])]
     found = json.loads(house.ok("deployments", "--json").stdout)
     assert [(each["name"], each["version"]) for each in found] == [("pinhole", 1), ("stable-diffusion", 1)]
     assert found[0]["defaults"]["height"] == 256
