@@ -3,7 +3,8 @@
 from safelight.store.deployments import DeploymentTable
 from safelight.store.images import ImageFolder, Images, StoredImage
 from safelight.store.notifications import Listener, Notifications
-from safelight.store.runs import ANY_ATTEMPTS, Backlog
+from safelight.store.queueing import Backlog
+from safelight.store.runs import ANY_ATTEMPTS
 from safelight.store.store import Store
 
 __all__ = [

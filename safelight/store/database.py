@@ -27,10 +27,9 @@ from sqlalchemy.sql.expression import FunctionElement
 from safelight.errors import ConfigError, SafelightError, StorageFull, TryLater
 from safelight.store.hint_channel import HintChannel
 from safelight.store.hint_sockets import HintSockets
-from safelight.store.late import allow_late_rows
 from safelight.store.notifications import Wire
 from safelight.store.sqlite import HAS_SOUND_WAL, sqlite3
-from safelight.store.writer import CommitInDoubt, Writer, WriterClosed
+from safelight.store.writer import CommitInDoubt, Write, Writer, WriterClosed
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -137,7 +136,6 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        allow_late_rows(engine)
         self._turns = _turns_of(engine)
         # A transaction that reads sees one moment only, as on SQLite.
         self._reading = engine if _is_sqlite(engine) else engine.execution_options(isolation_level="REPEATABLE READ")
@@ -160,17 +158,20 @@ class Database:
 
         Cancelled, it happens whole or not at all. `work` may run twice, the first time undone.
         """
-        future = self._writer.submit(lambda connection: work(connection, *args, **kwargs))
-        answer = asyncio.wrap_future(future)
+        write = self._writer.submit(lambda connection: work(connection, *args, **kwargs))
+        patience = asyncio.get_running_loop().call_later(BUSY_SECONDS, self._give_up, write)
         try:
-            await asyncio.wait([answer], timeout=BUSY_SECONDS)
-            # What has begun cannot be taken back, so its answer is waited for.
-            if not answer.done() and future.cancel():
-                raise _busy()
             with translated():
-                return await answer
+                return await write.answer
         finally:
-            answer.cancel()
+            patience.cancel()
+            if write.answer.cancelled():
+                self._writer.take_back(write)
+
+    def _give_up(self, write: Write[Any]) -> None:
+        # What has begun cannot be taken back, so its answer is waited for.
+        if self._writer.take_back(write) and not write.answer.done():
+            write.answer.set_exception(_busy())
 
     async def close(self) -> None:
         """Wait for the transactions under way, then let go of the database."""

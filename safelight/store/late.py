@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import sqlalchemy as sa
-from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 
 _ROWS = "late rows"
 
 
-def allow_late_rows(engine: Engine) -> None:
-    """From now on `add_late` works within the transactions of `engine`."""
-    event.listen(engine, "begin", _start)
-    event.listen(engine, "commit", _write)
+def begin_late(connection: Connection) -> None:
+    """From now on `add_late` works within this transaction, which has just begun."""
+    # What a transaction left that was undone is forgotten here: a connection that was lost has no place for it any more.
+    connection.info[_ROWS] = {}
 
 
 def add_late(connection: Connection, insert: sa.Insert, row: Mapping[str, object]) -> None:
@@ -26,11 +25,7 @@ def add_late(connection: Connection, insert: sa.Insert, row: Mapping[str, object
     connection.info[_ROWS].setdefault(insert, []).append(row)
 
 
-def _start(connection: Connection) -> None:
-    # What a transaction left that was undone is forgotten here: a connection that was lost has no place for it any more.
-    connection.info[_ROWS] = {}
-
-
-def _write(connection: Connection) -> None:
+def write_late(connection: Connection) -> None:
+    """Carry out what was added, as the last thing in this transaction."""
     for insert, rows in connection.info[_ROWS].items():
         connection.execute(insert, rows)

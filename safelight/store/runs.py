@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from safelight.errors import Conflict, IdempotencyMismatch, NotFound, Overloaded
-from safelight.keys import Allowance
+from safelight.errors import Conflict, NotFound
 from safelight.metrics import EngineFigures
 from safelight.runs import (
     Claim,
@@ -20,41 +18,20 @@ from safelight.runs import (
     Progress,
     Pulse,
     Run,
-    RunEventKind,
     RunInput,
     RunStatus,
 )
-from safelight.store import claims, deliveries, events, inputs, ledger, retention
+from safelight.store import claims, deliveries, inputs, ledger, queueing, retention
 from safelight.store.cursors import cursor_at, read_cursor
-from safelight.store.database import Database, now
-from safelight.store.deadlines import check_deadline
+from safelight.store.database import Database
 from safelight.store.images import Images
 from safelight.store.notifications import Notifications
-from safelight.store.rows import run_from, to_json
-from safelight.store.schema import HAS_ENDED, IS_QUEUED, IS_RUNNING, images, runs
+from safelight.store.queueing import Backlog
+from safelight.store.rows import run_from
+from safelight.store.schema import IS_QUEUED, IS_RUNNING, images, runs
 
-NUM_RECENT_RUNS = 20
 ANY_ATTEMPTS = 2**31 - 1
-ROOM_SHARE = 0.1
-"""A caller that was refused comes back when this share of the queue should be gone."""
-
-PLACE = (runs.c.created_at, runs.c.number)
-"""Where a run stands among all: what the lists are ordered by, and the queue of one priority."""
-
-COUNT_QUEUED = sa.select(sa.func.count()).select_from(runs).where(IS_QUEUED)
-COUNT_RUNNING = sa.select(sa.func.count()).select_from(runs).where(IS_RUNNING)
 LOCK = claims.OF_THIS_ID.with_for_update()
-DEADLINE = now() + sa.bindparam("deadline_seconds", type_=sa.Double)
-QUEUE = sa.insert(runs).values(created_at=now(), deadline_at=DEADLINE).returning(*runs.c)
-
-
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """How much waits. `queue_eta_seconds` is when the last queued run should start; None until a run has ended."""
-
-    num_queued: int
-    num_running: int
-    queue_eta_seconds: float | None
 
 
 class Runs:
@@ -71,7 +48,7 @@ class Runs:
         Raises IdempotencyMismatch when that key came with another body, Overloaded when `max_queued` wait already,
         InvalidFields or DeadlineUnreachable when it cannot be done by its deadline.
         """
-        run, is_new = await self._database.write(_create, new, max_queued=max_queued)
+        run, is_new = await self._database.write(queueing.create, new, max_queued=max_queued)
         if is_new:
             self._notifications.publish("queue")
         return run, is_new
@@ -86,11 +63,11 @@ class Runs:
 
     async def queue_position(self, run_id: str) -> int | None:
         """How many runs are claimed before this one; None when it is not queued. One transaction."""
-        return await self._database.read(_queue_position, run_id)
+        return await self._database.read(queueing.position, run_id)
 
     async def backlog(self) -> Backlog:
         """How much waits, and for how long judging by the last runs. One transaction."""
-        return await self._database.read(_backlog)
+        return await self._database.read(queueing.backlog)
 
     async def claim(
         self,
@@ -248,60 +225,6 @@ class Runs:
             self._notifications.publish(f"run:{run_id}")
 
 
-def _create(connection: Connection, new: NewRun, *, max_queued: int) -> tuple[Run, bool]:
-    if new.idempotency_key is not None:
-        same = sa.and_(runs.c.project == new.project, runs.c.idempotency_key == new.idempotency_key)
-        made = connection.execute(sa.select(runs).where(same)).first()
-        if made is not None and made.body_digest != new.body_digest:
-            message = "this idempotency key was used with another body; use a fresh key for another request"
-            raise IdempotencyMismatch(message, run_id=made.id)
-        if made is not None:
-            return claims.with_images(connection, made), False
-    allowance = ledger.check(connection, new, seconds_to_room=lambda: _seconds_to_room(connection))
-    num_queued = connection.execute(COUNT_QUEUED).scalar_one()
-    if num_queued >= max_queued:
-        message = f"{num_queued} runs wait already; send the same again later"
-        raise Overloaded(message, retry_after_seconds=_seconds_to_room(connection))
-    check_deadline(connection, new, seconds_to_start=lambda: _backlog(connection).queue_eta_seconds or 0.0)
-    row = connection.execute(QUEUE, _columns(new, allowance)).one()
-    inputs.add(connection, new.id, new.inputs)
-    events.append(connection, row, events.Fact(RunEventKind.QUEUED), at=row.created_at)
-    return run_from(row), True
-
-
-def _seconds_to_room(connection: Connection) -> float:
-    wait = ROOM_SHARE * (_backlog(connection).queue_eta_seconds or 0.0)
-    return max(1.0, min(300.0, wait))
-
-
-def _columns(new: NewRun, allowance: Allowance) -> dict[str, object]:
-    return {
-        "id": new.id,
-        "project": new.project,
-        "key_id": new.key_id,
-        "deployment": new.deployment,
-        "deployment_version": new.deployment_version,
-        "params": to_json(new.params),
-        "status": RunStatus.QUEUED,
-        "fence": 0,
-        "num_attempts": 0,
-        "num_events": 1,
-        "is_cancel_requested": False,
-        "steps_done": 0,
-        "steps_total": 0,
-        "deadline_seconds": None if new.deadline_ms is None else new.deadline_ms / 1000.0,
-        "webhook_endpoint": new.webhook_endpoint,
-        "idempotency_key": new.idempotency_key,
-        "body_digest": new.body_digest,
-        "traceparent": new.traceparent,
-        "warnings": "[]",
-        "num_images": new.params.num_images_per_prompt,
-        "pixel_steps": new.params.pixel_steps,
-        "weight": allowance.weight,
-        "rank": -allowance.priority,
-    }
-
-
 def _get(connection: Connection, run_id: str, project: str | None) -> Run:
     return claims.with_images(connection, _row(connection, claims.OF_THIS_ID, run_id, project))
 
@@ -321,31 +244,6 @@ def _list(connection: Connection, query: sa.Select[Any], limit: int) -> tuple[li
     drawn = claims.images_of(connection, [row.id for row in page])
     is_more = len(found) > limit > 0
     return [run_from(row, drawn.get(row.id, ())) for row in page], cursor_at(page[-1]) if is_more else None
-
-
-def _queue_position(connection: Connection, run_id: str) -> int | None:
-    turn = (runs.c.rank, *PLACE)
-    this = connection.execute(sa.select(*turn).where(runs.c.id == run_id, IS_QUEUED)).first()
-    if this is None:
-        return None
-    return connection.execute(COUNT_QUEUED.where(sa.tuple_(*turn) < sa.tuple_(*this))).scalar_one()
-
-
-def _backlog(connection: Connection) -> Backlog:
-    recent = (
-        sa.select(runs.c.run_time_ms).where(HAS_ENDED).order_by(runs.c.ended_at.desc()).limit(NUM_RECENT_RUNS)
-    ).subquery()
-    figures = connection.execute(
-        sa.select(
-            COUNT_QUEUED.scalar_subquery(),
-            COUNT_RUNNING.scalar_subquery(),
-            sa.select(sa.func.avg(recent.c.run_time_ms)).scalar_subquery(),
-        )
-    ).one()
-    num_queued, num_running, mean_ms = figures
-    # Runs that are drawn together each count the whole time, so as many end per mean time as run at once.
-    eta = None if mean_ms is None else num_queued * mean_ms / 1000.0 / max(1, num_running)
-    return Backlog(num_queued, num_running, eta)
 
 
 def _cancel(connection: Connection, run_id: str, project: str | None) -> Run:

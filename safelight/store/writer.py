@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from threading import Thread
-from typing import Any, TypeVar, cast
+from threading import Lock, Thread
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
+
+from safelight.store.late import begin_late, write_late
 
 T = TypeVar("T")
 
@@ -30,10 +32,21 @@ class WriterClosed(Exception):
     """The store was closed before this was asked of it."""
 
 
+@dataclass(slots=True, eq=False)
+class Write(Generic[T]):
+    """A transaction that is asked for, and where its result or error goes."""
+
+    work: Callable[[Connection], T]
+    answer: asyncio.Future[T]
+    is_taken: bool = False
+    """The writer has begun it, or who asked took it back: whoever comes first."""
+
+
 @dataclass(frozen=True, slots=True)
-class _Write:
-    work: Callable[[Connection], Any]
-    future: Future[Any] = field(default_factory=Future)
+class _Done:
+    write: Write[Any]
+    result: Any = None
+    error: BaseException | None = None
 
 
 class Writer:
@@ -52,19 +65,24 @@ class Writer:
         self._engine = engine
         self._take_turn = take_turn
         self._is_passing = is_passing
-        self._waiting: SimpleQueue[_Write | None] = SimpleQueue()
+        self._waiting: SimpleQueue[Write[Any] | None] = SimpleQueue()
+        self._taking = Lock()
         self._is_closed = False
         self._thread = Thread(target=self._serve, name="store-write", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Callable[[Connection], T]) -> Future[T]:
-        """Put `work` in the queue. It may run again, undone each time but the last. Cancelling works until it is begun."""
-        write = _Write(work)
+    def submit(self, work: Callable[[Connection], T]) -> Write[T]:
+        """Put `work` in the queue. It may run again, undone each time but the last. Thread: the event loop's."""
+        write = Write(work, asyncio.get_running_loop().create_future())
         if self._is_closed:
-            write.future.set_exception(WriterClosed())
+            write.answer.set_exception(WriterClosed())
         else:
             self._waiting.put(write)
-        return cast("Future[T]", write.future)
+        return write
+
+    def take_back(self, write: Write[Any]) -> bool:
+        """Whether it had not begun; then it never will."""
+        return bool(self._take([write]))
 
     def close(self, timeout_seconds: float) -> None:
         """Do what waits, then end the thread."""
@@ -78,13 +96,20 @@ class Writer:
             try:
                 with self._take_turn():
                     writes += self._others()
-                    self._commit([write for write in writes if write.future.set_running_or_notify_cancel()])
+                    writes = self._take(writes)
+                    self._commit(writes)
             except BaseException as error:
-                for write in writes:
-                    if write.future.running() or write.future.set_running_or_notify_cancel():
-                        write.future.set_exception(error)
+                _tell([_Done(write, error=error) for write in writes])
 
-    def _others(self) -> Iterator[_Write]:
+    def _take(self, writes: Sequence[Write[Any]]) -> list[Write[Any]]:
+        """Those that nobody has taken yet."""
+        with self._taking:
+            taken = [write for write in writes if not write.is_taken]
+            for write in taken:
+                write.is_taken = True
+        return taken
+
+    def _others(self) -> Iterator[Write[Any]]:
         """What else waits by now."""
         for _ in range(MAX_TOGETHER - 1):
             try:
@@ -96,7 +121,7 @@ class Writer:
                 return
             yield write
 
-    def _commit(self, writes: Sequence[_Write]) -> None:
+    def _commit(self, writes: Sequence[Write[Any]]) -> None:
         """One transaction for all of `writes`; where one of them fails, one for each half, and so on down to the one.
 
         A savepoint around each would keep those together that are well, at two more statements for every write.
@@ -108,7 +133,7 @@ class Writer:
             self._commit(writes[:half])
             self._commit(writes[half:])
 
-    def _commit_together(self, writes: Sequence[_Write]) -> bool:
+    def _commit_together(self, writes: Sequence[Write[Any]]) -> bool:
         """False where one of them failed: then none is done. Raises CommitInDoubt."""
         try:
             with self._transaction() as connection:
@@ -118,11 +143,10 @@ class Writer:
         except Exception:
             # Whichever it was is done again by itself in the end, and told then what is wrong with it.
             return False
-        for write, result in zip(writes, results, strict=True):
-            write.future.set_result(result)
+        _tell([_Done(write, result) for write, result in zip(writes, results, strict=True)])
         return True
 
-    def _commit_alone(self, write: _Write) -> None:
+    def _commit_alone(self, write: Write[Any]) -> None:
         for times_left in reversed(range(MAX_TIMES_ALONE)):
             try:
                 with self._transaction() as connection:
@@ -130,9 +154,9 @@ class Writer:
             except BaseException as error:
                 if times_left and isinstance(error, DBAPIError) and self._is_passing(error):
                     continue
-                write.future.set_exception(error)
+                _tell([_Done(write, error=error)])
             else:
-                write.future.set_result(result)
+                _tell([_Done(write, result)])
             return
 
     @contextmanager
@@ -141,9 +165,30 @@ class Writer:
         is_worked_out = False
         try:
             with self._engine.begin() as connection:
+                begin_late(connection)
                 yield connection
+                write_late(connection)
                 is_worked_out = True
         except DBAPIError as error:
             if is_worked_out and error.connection_invalidated:
                 raise CommitInDoubt from error
             raise
+
+
+def _tell(done: Sequence[_Done]) -> None:
+    """Answer who asked, all at once: to wake an event loop costs more than what it is told."""
+    for loop in {each.write.answer.get_loop() for each in done}:
+        # The loop may be gone when a process ends.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_answer, [each for each in done if each.write.answer.get_loop() is loop])
+
+
+def _answer(done: Sequence[_Done]) -> None:
+    for each in done:
+        answer = each.write.answer
+        if answer.done():
+            continue
+        if each.error is not None:
+            answer.set_exception(each.error)
+        else:
+            answer.set_result(each.result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from safelight.errors import ConfigError, NotFound, TryLater
-from safelight.store import Store
-from safelight.store import runs as runs_module
+from safelight.store import Store, queueing
 from safelight.store.database import now
 
 from .making import HOOK, Place, new_run, submit
@@ -31,7 +31,7 @@ async def test_the_clock_is_the_databases_and_to_the_millisecond(store: Store) -
 
 async def test_a_write_that_fails_undoes_itself_and_no_other(store: Store) -> None:
     def submit_and_fail(connection: Connection) -> None:
-        runs_module._create(connection, new_run(), max_queued=100)
+        queueing.create(connection, new_run(), max_queued=100)
         raise NotFound("on purpose")
 
     writes: list[Any] = [
@@ -62,6 +62,29 @@ async def test_a_cancelled_caller_leaves_a_whole_run_or_none(store: Store) -> No
     await submit(store)
     for run in (await store.runs.list())[0]:
         assert len(await store.events.after(run.id)) == 1
+
+
+async def test_a_write_that_is_taken_back_before_it_begins_never_happens(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def hold(connection: Connection) -> bool:
+        has_begun.set()
+        return may_end.wait(10)
+
+    slow = asyncio.create_task(store._database.write(hold))
+    await asyncio.to_thread(has_begun.wait)
+    cancelled = asyncio.create_task(submit(store))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    with monkeypatch.context() as impatient, pytest.raises(TryLater):
+        impatient.setattr("safelight.store.database.BUSY_SECONDS", 0.05)
+        await submit(store)
+    may_end.set()
+    assert await slow
+    await submit(store)
+    assert (await store.runs.backlog()).num_queued == 1
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "nonsense", "mysql://h/d"])

@@ -22,7 +22,8 @@ async def test_a_submitted_run_is_found_as_it_was_asked_for(store: Store) -> Non
         sampler=SamplerName.DDIM,
         output_format=OutputFormat.WEBP,
     )
-    run = await submit(store, params=params, webhook_endpoint=HOOK)
+    asked = {"deadline_ms": 60_000, "traceparent": f"00-{'1' * 32}-{'2' * 16}-01", "key_id": "key"}
+    run = await submit(store, params=params, webhook_endpoint=HOOK + "/\ud800\0", **asked)
     assert run.params == params
     assert await store.runs.get(run.id) == run
     assert (run.status, run.fence, run.num_attempts) == (RunStatus.QUEUED, 0, 0)
@@ -64,9 +65,10 @@ async def test_one_idempotency_key_makes_one_run_even_at_once(store: Store, neig
 
 async def test_more_than_may_wait_are_refused_with_an_estimate(store: Store) -> None:
     await end_one(store)
-    for _ in range(3):
-        await store.runs.create(new_run(), max_queued=3)
-    with pytest.raises(Overloaded) as raised:
+    asked = [store.runs.create(new_run(), max_queued=3) for _ in range(9)]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert sum(isinstance(answer, Overloaded) for answer in answers) == 6
+    with pytest.raises(Overloaded, match="3 runs wait already") as raised:
         await store.runs.create(new_run(), max_queued=3)
     assert 1.0 <= raised.value.retry_after_seconds <= 300.0
     await claim_one(store)
