@@ -297,6 +297,7 @@ class Service:
                 if (version := await self._store.previews.version(run.id)) not in (None, preview):
                     preview = version
                     yield _progress_of(run, RunEventKind.PREVIEW)
+                # A wait may end a little early, and what it then held back would come a whole wait later.
                 if (run.steps_done, run.steps_total) != shown and now - shown_at >= 0.9 * PROGRESS_SECONDS:
                     shown, shown_at = (run.steps_done, run.steps_total), now
                     yield _progress_of(run)

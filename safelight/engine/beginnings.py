@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from safelight.engine.copies import upload
 from safelight.engine.samplers import SIGMA, initial_noise, picture_noise
 
 if TYPE_CHECKING:
@@ -64,9 +65,9 @@ def begin(task: ImageTask) -> None:
     shape, device = task.key.latent_shape, task.run.model.device
     start = task.run.start
     if start is None:
-        task.latent = (initial_noise(task.seed, shape) * task.table.initial_scale).to(device)
+        task.latent = upload(initial_noise(task.seed, shape) * task.table.initial_scale, device)
         return
-    drawn, noise = (each.to(device) for each in picture_noise(task.seed, shape))
+    drawn, noise = (upload(each, device) for each in picture_noise(task.seed, shape))
     clean = torch.addcmul(start.latent.mean, start.latent.std, drawn)
     if task.latent is None:
         is_all_noise = start.mask is not None and task.run.assignment.params.num_skipped_steps == 0

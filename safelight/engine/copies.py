@@ -1,10 +1,17 @@
-"""Tensors on their way from the device to the host, beside the steps that follow. Thread: engine."""
+"""Tensors on their way between host and device, beside the steps: nobody waits for a GPU. Thread: engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+
+
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on `device`. To a GPU it goes out of pinned memory, in the stream's order."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class HostCopy:
@@ -17,9 +24,10 @@ class HostCopy:
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         self._tensors = [_to_host(tensor) for tensor in tensors]
         self._copied: torch.cuda.Event | None = None
-        if any(tensor.device.type == "cuda" for tensor in tensors):
+        on_gpu = next((tensor.device for tensor in tensors if tensor.device.type == "cuda"), None)
+        if on_gpu is not None:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
+            self._copied.record(torch.cuda.current_stream(on_gpu))
 
     @property
     def is_ready(self) -> bool:

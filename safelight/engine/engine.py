@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from safelight.engine import faults
+from safelight.engine.accounts import Accounts
 from safelight.engine.beginnings import begin, encode_start
 from safelight.engine.checkpoints import Checkpoint, Snapshot
 from safelight.engine.costs import Costs
@@ -67,6 +68,7 @@ class Engine:
         self._scheduler = Scheduler(max_rows=max_batch_rows, costs=self._costs)
         self._forecast = Forecast(self._scheduler, self._costs)
         self._meter = Meter()
+        self._accounts = Accounts(self._scheduler, self._costs, self._meter, now=now)
         self._memory = MemoryPlan(drawing_bytes)
         self._runs: dict[str, LiveRun] = {}
         self._finished: deque[ImageTask] = deque()
@@ -117,6 +119,7 @@ class Engine:
         self._previews.forget(key)
         # Runs that have ended would keep the model in memory.
         self._rows = None
+        self._accounts.settle()
         self._forecast.forget()
         for run in list(self._runs.values()):
             if run.assignment.model_key == key:
@@ -225,12 +228,14 @@ class Engine:
     def _encode_newcomers(self, batch: Batch) -> Batch | None:
         """The batch without the runs whose prompts cannot be encoded; None when nobody is left."""
         for run in {task.run: None for task in batch.tasks if task.run.prompt is None}:
+            # Encoding waits for the steps before it anyway: they are not in its time.
+            self._accounts.settle()
             started = self._now()
             if run.is_too_late(started):
                 self._fail(run, DEADLINE_MISSED)
                 continue
             outcome = self._encode(run)
-            self._charge_alone(run, self._now() - started)
+            self._accounts.charge_alone(run, self._now() - started)
             if isinstance(outcome, RunError):
                 self._fail(run, outcome)
             else:
@@ -263,27 +268,23 @@ class Engine:
         )
 
     def _draw(self, batch: Batch) -> None:
-        started = self._now()
+        device = batch.tasks[0].run.model.device
         try:
-            rows = self._rows_of(batch)
-            with watch_peak(batch.tasks[0].run.model.device) as peak:
+            with self._accounts.step(batch), watch_peak(device) as peak:
+                rows = self._rows_of(batch)
                 rows.advance()
         except Exception as error:
-            self._charge(batch, self._now() - started)
             self._contain(batch, error)
             return
-        ended = self._now()
-        seconds = ended - started
-        self._charge(batch, seconds)
-        self._costs.record_step(batch.key, batch.num_rows, seconds)
-        self._meter.record_step(seconds, num_rows=batch.num_rows, num_places=self._scheduler.max_rows(batch.key))
-        self._scheduler.widen_rows(batch)
-        self._previews.begin(batch, rows.denoised, ended)
+        # A GPU has one step to do while the next is made ready, and no more: whoever cancels waits for those.
+        self._accounts.settle(num_running=1)
+        now = self._now()
+        self._previews.begin(batch, rows.denoised, now)
         if peak.num_bytes is not None:
             self._memory.record(batch.key, batch.num_rows, peak.num_bytes)
             self._make_room(batch.key, batch.tasks[0].run.assignment.params)
-        self._advance(batch, ended)
-        self._save(batch, ended)
+        self._advance(batch, now)
+        self._save(batch, now)
 
     def _make_room(self, key: BatchKey, params: RunParams) -> bool:
         """Whether an image of this shape has room; as many rows as do travel together from now on."""
@@ -297,21 +298,6 @@ class Engine:
             self._rows = Rows(batch)
         return self._rows
 
-    def _charge(self, batch: Batch, seconds: float) -> None:
-        """Every run of the batch worked all that time; of the device's time each has the share of its rows."""
-        self._meter.record_busy(seconds)
-        self._scheduler.charge(batch, seconds)
-        for task in batch.tasks:
-            task.run.device_time += seconds * task.num_rows / batch.num_rows
-        for run in {task.run for task in batch.tasks}:
-            run.run_time += seconds
-
-    def _charge_alone(self, run: LiveRun, seconds: float) -> None:
-        self._meter.record_busy(seconds)
-        self._scheduler.charge_alone(run, seconds)
-        run.run_time += seconds
-        run.device_time += seconds
-
     def _advance(self, batch: Batch, now: float) -> None:
         for task in batch.tasks:
             task.is_suspect = False
@@ -322,7 +308,7 @@ class Engine:
         left = self._forecast.seconds_left(now)
         decodes = sum(self._costs.decode_seconds(task.key) for task in self._finished)
         told = {task.run: None for task in batch.tasks}
-        if self._forecast.made_at == now:
+        if self._forecast.is_new:
             # Those that wait for their turn too: whoever came may have put them off.
             told |= dict.fromkeys(left)
         for run in told:
@@ -368,15 +354,15 @@ class Engine:
 
     def _decode(self, task: ImageTask) -> None:
         run = task.run
+        self._accounts.settle()
         started = self._now()
         picture = decode(task)
         seconds = self._now() - started
-        self._charge_alone(run, seconds)
+        self._accounts.charge_alone(run, seconds)
         if isinstance(picture, RunError):
             self._fail(run, picture)
             return
-        self._costs.record_decode(task.key, seconds)
-        self._meter.record_decode(seconds)
+        self._accounts.record_decode(task, seconds)
         run.num_images_left -= 1
         self._events.append((run.run_id, ImageReady(task.index, task.seed, picture)))
         self._end_if_done(run)

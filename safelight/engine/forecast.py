@@ -16,12 +16,14 @@ FRESH_SECONDS = 0.5
 
 
 class Forecast:
-    """The seconds left of every run under way, worked out anew when images came or went, and now and then: `made_at`."""
+    """The seconds left of every run under way, worked out anew when images came or went, and now and then: `is_new` says
+    whether the last answer was."""
 
     def __init__(self, scheduler: Scheduler, costs: Costs) -> None:
         self._scheduler = scheduler
         self._costs = costs
-        self.made_at = 0.0
+        self.is_new = False
+        self._made_at = 0.0
         self._known: frozenset[ImageTask] = frozenset()
         self._left: dict[LiveRun, float] = {}
 
@@ -32,10 +34,11 @@ class Forecast:
     def seconds_left(self, now: float) -> dict[LiveRun, float]:
         """Of each run whose shape was measured, if nothing more arrives."""
         known = frozenset(self._scheduler)
-        if known != self._known or now - self.made_at >= FRESH_SECONDS:
-            self.made_at, self._known = now, known
+        self.is_new = known != self._known or now - self._made_at >= FRESH_SECONDS
+        if self.is_new:
+            self._made_at, self._known = now, known
             self._left = play_forward(self._scheduler, self._costs)
-        passed = now - self.made_at
+        passed = now - self._made_at
         return {run: max(0.0, left - passed) for run, left in self._left.items()}
 
 

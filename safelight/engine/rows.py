@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from safelight.engine.copies import upload
 from safelight.engine.models.base import Conditioning, ImageModel
 from safelight.engine.samplers import (
     SIGMA,
@@ -43,15 +44,15 @@ class Rows:
         scales = [task.run.assignment.params.guidance_scale if task.is_guided else 1.0 for task in tasks]
         self._conditioning = torch.stack(hidden)
         self._has_guidance = bool(guided)
-        self._image_of_row = torch.tensor([*range(len(tasks)), *guided], device=device)
-        self._negative_of_image = torch.tensor(negatives, device=device)
-        self._guidance = torch.tensor(scales, dtype=torch.float32, device=device)[:, None, None, None]
+        self._image_of_row = upload(torch.tensor([*range(len(tasks)), *guided]), device)
+        self._negative_of_image = upload(torch.tensor(negatives), device)
+        self._guidance = upload(torch.tensor(scales, dtype=torch.float32), device)[:, None, None, None]
 
     def advance(self) -> None:
         """One step for every image: stack, predict, guide, sample. Tasks change only once all of it has succeeded."""
         tasks = self.batch.tasks
         scalars = np.stack([task.table.columns[task.cursor] for task in tasks])
-        columns = torch.from_numpy(scalars.astype(np.float32)).to(self._model.device)
+        columns = upload(torch.from_numpy(scalars.astype(np.float32)), self._model.device)
         x = torch.stack([_latent(task) for task in tasks])
         self.denoised = denoised = self._guide(self._predict(x, columns))
         moved = sample(
@@ -96,7 +97,7 @@ def _noise(tasks: tuple[ImageTask, ...], scalars: Floats, model: ImageModel) -> 
     noise = np.zeros((len(tasks), *shape), dtype=np.float32)
     for place in weights.nonzero()[0]:
         noise[place] = step_noise(tasks[place].seed, tasks[place].cursor, shape)
-    return torch.from_numpy(noise).to(model.device)
+    return upload(torch.from_numpy(noise), model.device)
 
 
 def _latent(task: ImageTask) -> torch.Tensor:

@@ -51,13 +51,20 @@ def tune(*, device: str, dtype: DtypeName, num_threads: int) -> Tuning:
     """Settle what is left open (`auto`, 0 threads), and set this process to it. Thread: the one that will predict."""
     place = torch.device(device)
     if place.type != "cpu":
-        settled = _torch_dtype(dtype) or (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
-        return Tuning(place, settled, torch.get_num_threads())
+        return Tuning(place, _torch_dtype(dtype) or _half_of(place), torch.get_num_threads())
     settled = _torch_dtype(dtype) or _fastest_dtype()
     threads = num_threads or _fastest_threads(settled)
     torch.set_num_threads(threads)
     log.info("engine on %s: %s, %d threads", place, settled, threads)
     return Tuning(place, settled, threads)
+
+
+def _half_of(place: torch.device) -> torch.dtype:
+    """bfloat16 where a GPU computes in it: some only pretend to, slowly."""
+    if place.type != "cuda":
+        return torch.float16
+    with torch.cuda.device(place):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def _device_name(device: torch.device) -> str:

@@ -83,8 +83,8 @@ def test_pictures_already_kept_are_left_alone_and_finished_latents_are_only_deco
 
 
 def test_checkpoints_come_at_their_interval_and_never_in_a_short_run() -> None:
-    # The clock of these tests moves two seconds a step.
-    assert len(taken(draw(make_engine(checkpoint_seconds=6.0), assign("r", CAT)))) == 2
+    # The clock of these tests moves three seconds a step.
+    assert len(taken(draw(make_engine(checkpoint_seconds=9.0), assign("r", CAT)))) == 2
     assert taken(draw(make_engine(checkpoint_seconds=60.0), assign("r", CAT))) == []
     assert taken(draw(make_engine(checkpoint_seconds=None), assign("r", CAT))) == []
 

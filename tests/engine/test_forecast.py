@@ -85,7 +85,10 @@ def test_a_forecast_is_told_on_and_made_anew_when_images_come() -> None:
     scheduler = scheduler_of(first, costs=costs)
     forecast = Forecast(scheduler, costs)
     assert forecast.seconds_left(100.0)[first.run] == pytest.approx(5.5)
+    assert forecast.is_new
     later = 100.0 + FRESH_SECONDS / 2
     assert forecast.seconds_left(later)[first.run] == pytest.approx(5.5 - FRESH_SECONDS / 2)
+    assert not forecast.is_new
     scheduler.admit(second)
     assert set(forecast.seconds_left(later)) == {first.run, second.run}
+    assert forecast.is_new

@@ -32,7 +32,8 @@ def move_model(model: ImageModel, device: torch.device) -> None:
     for network in model.networks:
         network.to(device)
     if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+        # Not the whole device: that would break a capture which another thread makes at this moment.
+        torch.cuda.current_stream(model.device).synchronize()
 
 
 def estimate_bytes(weights: Path, dtype: torch.dtype) -> int:

@@ -122,11 +122,13 @@ class ClipPair:
 
     def denoiser_inputs(self, conditioning: torch.Tensor, *, height: int, width: int) -> Mapping[str, object]:
         """The picture is said to be whole and as large as it is drawn: original size, no crop, target size."""
-        sides = torch.tensor([height, width, 0, 0, height, width], dtype=conditioning.dtype, device=conditioning.device)
+        # Filled in on the device: a list would be uploaded in every step.
+        column = (len(conditioning), 1)
+        sides = [conditioning.new_full(column, side) for side in (height, width, 0, 0, height, width)]
         return {
             "encoder_hidden_states": conditioning[:, :-1],
             "added_cond_kwargs": {
                 "text_embeds": conditioning[:, -1, : self._summary_width],
-                "time_ids": sides.expand(len(conditioning), -1),
+                "time_ids": torch.cat(sides, dim=1),
             },
         }
