@@ -23,7 +23,8 @@ from PIL.Image import Image
 from pydantic import BaseModel
 
 from benchmarks.servers import DEVICE, MODEL, PINHOLE
-from safelight.engine.models.openvino import Compiler
+from safelight.engine.models.forwards import Compiler
+from safelight.engine.models.openvino import OpenVINO
 from safelight.engine.tuning import tune
 
 SCHEDULERS = {
@@ -70,7 +71,7 @@ class Pipeline:
         self._pipeline = StableDiffusionPipeline.from_pretrained(model, torch_dtype=tuning.dtype).to(device)
         self._pipeline.set_progress_bar_config(disable=True)
         if backend == "openvino":
-            compile_networks(self._pipeline, Compiler(tuning))
+            compile_networks(self._pipeline, OpenVINO(tuning))
 
     def draw(self, requests: Sequence[Request]) -> list[dict[str, object]]:
         """One answer each. Requests that can share a batch do; the others take their turns."""

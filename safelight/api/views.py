@@ -53,7 +53,9 @@ class ProvenanceView(View):
     device: str
     dtype: str
     num_threads: int
-    backend: str = Field(description="What ran the networks: torch, or openvino with its version; empty if not noted.")
+    backend: str = Field(
+        description="What ran the networks: torch, cuda graphs, or openvino with its version; empty if not noted."
+    )
 
 
 class ProgressView(View):

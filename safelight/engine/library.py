@@ -6,8 +6,8 @@ from pathlib import Path
 
 from safelight.catalog import find_weights
 from safelight.engine.engine import Engine
+from safelight.engine.models.forwards import BackendName
 from safelight.engine.models.loading import ModelLoader
-from safelight.engine.models.openvino import BackendName
 from safelight.engine.tuning import DtypeName
 
 

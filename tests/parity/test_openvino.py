@@ -6,21 +6,21 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 import safelight
-from safelight.engine.models.loading import ModelLoader, load_model
-from safelight.engine.models.openvino import Compiled, Compiler, Forward, _UNet, cheapest_parts, open_compiler
+from safelight.engine.models.forwards import Compiler, Forward
+from safelight.engine.models.loading import ModelLoader, load_model, open_compiler
+from safelight.engine.models.openvino import Compiled, _UNet, cheapest_parts
 from safelight.engine.tuning import Tuning
 from safelight.errors import ModelError
 from safelight.runs import RunParams
 
+from .calls import SIDE, Call, random_call
 from .conftest import Pair
 from .drawing import draw_with_engine, largest_difference
 
@@ -28,8 +28,6 @@ pytest.importorskip("openvino")
 
 PINHOLE = Path(safelight.__file__).parent / "pinhole"
 
-SIDE = 16
-NUM_TOKENS = 9
 BFLOAT16_TOLERANCE = 0.05
 """In units of the output's largest value: one forward pass in bfloat16 against float32."""
 
@@ -41,35 +39,6 @@ def few_sizes_in_a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) ->
         patch.setattr("safelight.engine.models.openvino.MAX_ROWS", 2)
         patch.setattr("safelight.engine.models.openvino.PROBE_SECONDS", 0.0)
         yield
-
-
-@dataclass(frozen=True)
-class Call:
-    """Arguments of a UNet, as many rows as there are."""
-
-    x: torch.Tensor
-    timestep: torch.Tensor
-    inputs: dict[str, Any]
-
-    def of(self, network: Forward, *rows: int) -> torch.Tensor:
-        """What it answers for these rows."""
-        with torch.inference_mode():
-            inputs = {name: _rows(value, list(rows)) for name, value in self.inputs.items()}
-            return network(self.x[list(rows)], self.timestep[list(rows)], return_dict=False, **inputs)[0].float()
-
-
-def random_call(unet: UNet2DConditionModel, num_rows: int) -> Call:
-    generator = torch.Generator().manual_seed(5)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(num_rows, *shape, generator=generator).to(unet.dtype)
-
-    inputs: dict[str, Any] = {"encoder_hidden_states": draw(NUM_TOKENS, unet.config["cross_attention_dim"])}
-    if unet.config["addition_embed_type"]:
-        sizes = torch.tensor([[1023.0, 1000.0, 0.0, 0.0, 1023.0, 1000.0]])
-        inputs["added_cond_kwargs"] = {"text_embeds": draw(128), "time_ids": sizes.expand(num_rows, -1).to(unet.dtype)}
-    timestep = torch.linspace(3, 997, num_rows)
-    return Call(draw(unet.config["in_channels"], SIDE, SIDE), timestep, inputs)
 
 
 def compiler(dtype: torch.dtype = torch.float32) -> Compiler:
@@ -152,7 +121,6 @@ def test_what_is_not_faster_runs_in_torch(tiny_v1: Pair, monkeypatch: pytest.Mon
 
 def test_a_backend_that_cannot_be_had_is_said() -> None:
     on_gpu = Tuning(torch.device("cuda:0"), torch.bfloat16, 1)
-    assert open_compiler("auto", on_gpu) is None
     with pytest.raises(ModelError, match=r"set engine\.backend to auto for cuda:0 in bfloat16"):
         open_compiler("openvino", on_gpu)
 
@@ -180,14 +148,10 @@ def test_rows_travel_in_the_parts_that_take_least(
     assert cheapest_parts(num_rows, seconds) == parts
 
 
-def _rows(value: Any, rows: list[int]) -> Any:
-    return {name: _rows(each, rows) for name, each in value.items()} if isinstance(value, dict) else value[rows]
-
-
 def test_openvino_reports_to_nobody():
     probe = (
-        "import sys, torch; from safelight.engine.models.openvino import Compiler; from safelight.engine.tuning import Tuning;"
-        "Compiler(Tuning(torch.device('cpu'), torch.float32, 1));"
+        "import sys, torch; from safelight.engine.models.openvino import OpenVINO; from safelight.engine.tuning import Tuning;"
+        "OpenVINO(Tuning(torch.device('cpu'), torch.float32, 1));"
         "print([name for name in sys.modules if name.startswith('openvino_telemetry.')])"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)

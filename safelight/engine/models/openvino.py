@@ -7,25 +7,20 @@ that were compiled. Every other shape runs in torch, and so does every network t
 from __future__ import annotations
 
 import copy
-import importlib.util
 import logging
-import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
+from safelight.engine.models.forwards import Faster, Forward, cache_folder, shapes_of, with_rows
 from safelight.engine.tuning import MIN_GAIN, NUM_REPEATS, Tuning
-from safelight.errors import ModelError
 
 log = logging.getLogger(__name__)
-
-BackendName = Literal["auto", "torch", "openvino"]
 
 MAX_ROWS = 16
 
@@ -36,27 +31,6 @@ ROW_GAIN = 1.05
 """How much cheaper each row must become for twice as many to be compiled too: every size holds weights of its own."""
 
 PROBE_SECONDS = 0.5
-
-Forward = Callable[..., tuple[torch.Tensor, ...]]
-"""A network's forward pass as diffusers has it: called with `return_dict=False`, its output is the first of a tuple."""
-
-
-def open_compiler(backend: BackendName, tuning: Tuning) -> Compiler | None:
-    """What compiles networks for this device; None where they run in torch. Raises ModelError where OpenVINO is asked for
-    and cannot be had."""
-    is_fit = tuning.device.type == "cpu" and tuning.dtype in (torch.float32, torch.bfloat16)
-    is_installed = importlib.util.find_spec("openvino") is not None
-    if backend == "openvino" and not is_installed:
-        raise ModelError("engine.backend is openvino, which is not installed; pip install 'safelight[openvino]'")
-    if backend == "openvino" and not is_fit:
-        dtype = str(tuning.dtype).removeprefix("torch.")
-        raise ModelError(
-            "engine.backend openvino is for CPUs in float32 or bfloat16;"
-            f" set engine.backend to auto for {tuning.device} in {dtype}"
-        )
-    if backend == "torch" or not is_fit or not is_installed:
-        return None
-    return Compiler(tuning, is_forced=backend == "openvino")
 
 
 def _silent_openvino() -> Any:
@@ -70,14 +44,8 @@ def _silent_openvino() -> Any:
     return openvino
 
 
-def cache_folder() -> Path:
-    """Where compiled networks are kept from one start to the next. It can be deleted at any time."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "safelight" / "openvino"
-
-
-class Compiler:
-    """Compiles networks for one CPU, in the dtype and for the threads of `tuning`. `is_forced`: slower ones too."""
+class OpenVINO:
+    """A Compiler: compiles networks for one CPU, in the dtype and for the threads of `tuning`. `is_forced`: slower ones too."""
 
     def __init__(self, tuning: Tuning, *, is_forced: bool = False) -> None:
         self._core = _silent_openvino().Core()
@@ -130,7 +98,7 @@ class Compiler:
     def _add_size(self, compiled: Compiled, model: Any, rows: int) -> float:
         """Seconds of one call."""
         model.reshape({place: [rows, *shape] for place, shape in enumerate(compiled.shapes)})
-        kept = {"CACHE_DIR": str(cache_folder())} if compiled.num_bytes <= MAX_CACHED_BYTES else {}
+        kept = {"CACHE_DIR": str(cache_folder("openvino"))} if compiled.num_bytes <= MAX_CACHED_BYTES else {}
         request = self._core.compile_model(model, "CPU", self._options | kept).create_infer_request()
         inputs = [torch.zeros(rows, *shape) for shape in compiled.shapes]
         seconds = _least_seconds(lambda: _infer(request, inputs))
@@ -154,13 +122,13 @@ class _Network(Protocol):
         ...
 
 
-class Compiled:
+class Compiled(Faster):
     """A network called as in torch: for the example's shapes by OpenVINO, in parts of the sizes that were added."""
 
     def __init__(self, network: _Network, args: tuple[torch.Tensor, ...], inputs: Mapping[str, Any]) -> None:
         self.network = network
         self.example = network.flat(*args, **inputs)
-        self.shapes = _shapes(self.example)
+        self.shapes = shapes_of(self.example)
         self.num_bytes = 4 * sum(each.numel() for each in network.module.parameters())
         self._args, self._inputs = args, inputs
         self._requests: dict[int, Any] = {}
@@ -178,12 +146,12 @@ class Compiled:
     @torch.inference_mode()
     def torch_seconds(self, rows: int) -> float:
         """How long torch takes for so many rows."""
-        args, inputs = _repeated(list(self._args), rows), _repeated(self._inputs, rows)
+        args, inputs = with_rows(self._args, rows), with_rows(self._inputs, rows)
         return _least_seconds(lambda: self.network.in_torch(*args, return_dict=False, **inputs))
 
     def __call__(self, *args: torch.Tensor, return_dict: bool, **inputs: Any) -> tuple[torch.Tensor, ...]:
         given = self.network.flat(*args, **inputs)
-        if _shapes(given) != self.shapes:
+        if shapes_of(given) != self.shapes:
             return self.network.in_torch(*args, return_dict=return_dict, **inputs)
         num_rows = len(given[0])
         if num_rows not in self._parts:
@@ -194,11 +162,9 @@ class Compiled:
             begin += rows
         return (torch.cat(outs)[:num_rows],)
 
-
-def backend_name(forward: Forward, latent_shape: tuple[int, ...]) -> str:
-    """What runs a network for latents of this shape."""
-    is_compiled = isinstance(forward, Compiled) and forward.shapes[0] == latent_shape
-    return f"openvino {version('openvino')}" if is_compiled else "torch"
+    def backend_for(self, latent_shape: tuple[int, ...], num_windows: int) -> str:
+        is_compiled = num_windows == 1 and self.shapes[0] == latent_shape
+        return f"openvino {version('openvino')}" if is_compiled else "torch"
 
 
 def cheapest_parts(num_rows: int, seconds: Mapping[int, float]) -> tuple[int, ...]:
@@ -282,20 +248,6 @@ def _converted(compiled: Compiled) -> Any:
         )
     frontend = FrontEndManager().load_by_framework("pytorch")
     return frontend.convert(frontend.load(decoder))
-
-
-def _shapes(tensors: Sequence[torch.Tensor]) -> tuple[tuple[int, ...], ...]:
-    """Without the rows."""
-    return tuple(tuple(each.shape[1:]) for each in tensors)
-
-
-def _repeated(value: Any, rows: int) -> Any:
-    """With so many equal rows in every tensor."""
-    if isinstance(value, torch.Tensor):
-        return value.expand(rows, *value.shape[1:])
-    if isinstance(value, Mapping):
-        return {name: _repeated(each, rows) for name, each in value.items()}
-    return [_repeated(each, rows) for each in value]
 
 
 def _infer(request: Any, inputs: Sequence[torch.Tensor]) -> torch.Tensor:

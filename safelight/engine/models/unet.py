@@ -21,8 +21,8 @@ from safelight.engine.events import Pixels
 from safelight.engine.models.adapters import Adapters
 from safelight.engine.models.base import Conditioning, PictureLatent, Reading
 from safelight.engine.models.files import ModelFiles
+from safelight.engine.models.forwards import Compiler, Forward, backend_name
 from safelight.engine.models.networks import load_text_encoder, load_unet, load_vae
-from safelight.engine.models.openvino import Compiler, Forward, backend_name
 from safelight.engine.models.text import ClipPair, ClipPrompt, PromptEncoder
 from safelight.engine.samplers import NoiseSchedule
 from safelight.errors import ModelError
@@ -75,20 +75,19 @@ class UNetModel:
         return view
 
     def compile(self, compiler: Compiler) -> None:
-        """Have the networks compiled for the size that the model was trained for, where that is faster."""
+        """Have the networks run faster, where that can be. Thread: that which loads."""
         unet, vae = self._parts.unet, self._parts.vae
         side = unet.config["sample_size"] or 64
         height, width = side if isinstance(side, (list, tuple)) else (side, side)
-        x = torch.zeros(1, self._num_channels, height, width, dtype=self._dtype)
-        hidden = torch.zeros(1, *self.conditioning_shape, dtype=self._dtype)
+        x = torch.zeros(1, self._num_channels, height, width, dtype=self._dtype, device=self.device)
+        hidden = torch.zeros(1, *self.conditioning_shape, dtype=self._dtype, device=self.device)
         sides = {"height": height * self._scale_factor, "width": width * self._scale_factor}
         inputs = self._parts.prompts.denoiser_inputs(hidden, **sides)
-        self._unet = compiler.unet(unet, x, torch.zeros(1), **inputs)
+        self._unet = compiler.unet(unet, x, torch.zeros(1, device=self.device), **inputs)
         self._decode = compiler.decoder(vae, x.to(vae.dtype))
 
     def backend_of(self, latent_shape: tuple[int, int, int], num_windows: int = 1) -> str:
-        is_as_compiled = num_windows == 1 and not self._loras
-        denoiser = backend_name(self._unet, latent_shape) if is_as_compiled else "torch"
+        denoiser = "torch" if self._loras else backend_name(self._unet, latent_shape, num_windows)
         decoder = backend_name(self._decode, latent_shape)
         return denoiser if denoiser == decoder else f"{denoiser} (denoiser), {decoder} (decoder)"
 
