@@ -1,7 +1,7 @@
-"""Step time by dtype and rows, what the loop around the denoiser costs, and decoding: `python -m benchmarks.engine`.
+"""Step time by dtype, backend and rows, what the loop around the denoiser costs, and decoding: `python -m benchmarks.engine`.
 
 Without weights it builds random networks of pinhole's size. All contenders take turns in one process; medians, with the
-10th and 90th percentile.
+10th and 90th percentile. `idle` is how much of the time the device had no step to do, with nobody measuring within.
 """
 
 from __future__ import annotations
@@ -22,15 +22,21 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 from safelight.engine.engine import Engine
 from safelight.engine.events import ImageReady, Pixels
 from safelight.engine.models.base import Conditioning
-from safelight.engine.models.loading import load_model
+from safelight.engine.models.forwards import BackendName
+from safelight.engine.models.graphs import CAPTURE_AT
+from safelight.engine.models.loading import load_model, open_compiler
 from safelight.engine.models.text import ClipPrompt
 from safelight.engine.models.unet import Parts, UNetModel
 from safelight.engine.previews import Previewer
 from safelight.engine.samplers import scaled_linear_schedule
 from safelight.engine.tasks import Assignment
+from safelight.engine.tuning import Tuning
 from safelight.runs import RunParams, SamplerName
 
 NUM_TOKENS, WIDTH = 32, 192
+
+WARM_STEPS = CAPTURE_AT
+"""Not measured: they warm caches up, and capture graphs."""
 
 
 class RandomModel(UNetModel):
@@ -39,7 +45,7 @@ class RandomModel(UNetModel):
     num_prompt_tokens = NUM_TOKENS
     conditioning_shape = (NUM_TOKENS, WIDTH)
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, device: str = "cpu") -> None:
         torch.manual_seed(0)
         levels = {"down_block_types": ("DownEncoderBlock2D",) * 6, "up_block_types": ("UpDecoderBlock2D",) * 6}
         unet = UNet2DConditionModel(
@@ -59,13 +65,16 @@ class RandomModel(UNetModel):
         encoder = CLIPTextModel(
             CLIPTextConfig(vocab_size=99, hidden_size=WIDTH, num_hidden_layers=1, bos_token_id=0, eos_token_id=1)
         )
-        for network in (unet, vae, encoder):
-            network.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False).eval()
+        networks: tuple[torch.nn.Module, ...] = (unet, vae, encoder)
+        for network in networks:
+            network.to(device, dtype).requires_grad_(False).eval()
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         prompts = ClipPrompt(None, encoder)  # type: ignore[arg-type]
         super().__init__(Parts(prompts, unet, vae, True), scaled_linear_schedule())
 
-    def encode(self, text: str, *, is_negative: bool = False) -> Conditioning:
-        return Conditioning(torch.randn(NUM_TOKENS, WIDTH, generator=torch.Generator().manual_seed(1)).to(self._dtype))
+    def encode(self, text: str, *, is_negative: bool = False, num_windows: int = 1) -> Conditioning:
+        noise = torch.randn(num_windows * NUM_TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))
+        return Conditioning(noise.to(self.device, self._dtype))
 
 
 @dataclass
@@ -102,9 +111,35 @@ def wait_for(device: torch.device) -> None:
 def measure(
     model: UNetModel, num_images: int, side: int, num_steps: int
 ) -> tuple[list[float], list[float], list[float]]:
-    """Seconds of each step without decoding, of its denoiser call, and of each decode, after one step to warm up."""
-    timed, engine = Timed(model), Engine()
-    engine.load("model", timed)  # type: ignore[arg-type]
+    """Seconds of each step without decoding, of its denoiser call, and of each decode."""
+    timed = Timed(model)
+    engine = engine_with(timed, num_images, side, WARM_STEPS + num_steps)
+    whole: list[float] = []
+    while engine.has_work:
+        began = time.perf_counter()
+        events = engine.step()
+        wait_for(model.device)
+        if not any(isinstance(event, ImageReady) for _, event in events):
+            whole.append(time.perf_counter() - began)
+    return whole[WARM_STEPS:], timed.predicting[WARM_STEPS : len(whole)], timed.decoding
+
+
+def measure_idle(model: UNetModel, num_images: int, side: int, num_steps: int) -> float:
+    """The share of the time in which the device had no step to do."""
+    engine = engine_with(model, num_images, side, WARM_STEPS + num_steps)
+    for _ in range(WARM_STEPS):
+        engine.step()
+    began, before = time.perf_counter(), engine.figures.step_seconds
+    # A GPU's step is told of while the next one runs: before and after by one.
+    for _ in range(num_steps - 1):
+        engine.step()
+    return 1.0 - (engine.figures.step_seconds - before) / (time.perf_counter() - began)
+
+
+def engine_with(model: Timed | UNetModel, num_images: int, side: int, num_steps: int) -> Engine:
+    """One that has so many images of different samplers to draw."""
+    engine = Engine()
+    engine.load("model", model)  # type: ignore[arg-type]
     for number in range(num_images):
         params = RunParams(
             prompt=f"prompt {number}",
@@ -115,14 +150,7 @@ def measure(
             sampler=list(SamplerName)[number % len(SamplerName)],
         )
         engine.submit(Assignment(str(number), "model", params, (0,)))
-    whole: list[float] = []
-    while engine.has_work:
-        began = time.perf_counter()
-        events = engine.step()
-        wait_for(model.device)
-        if not any(isinstance(event, ImageReady) for _, event in events):
-            whole.append(time.perf_counter() - began)
-    return whole[1:], timed.predicting[1 : len(whole)], timed.decoding
+    return engine
 
 
 def measure_preview(model: UNetModel, side: int) -> list[float]:
@@ -143,41 +171,58 @@ def spread(seconds: list[float]) -> str:
     return f"{1000 * statistics.median(seconds):8.2f} ({1000 * low:.2f} to {1000 * high:.2f})"
 
 
-def main() -> None:
+def build(asked: argparse.Namespace, dtype: str, backend: BackendName) -> UNetModel:
+    """A contender."""
+    tuning = Tuning(torch.device(asked.device), getattr(torch, dtype), asked.threads)
+    model: UNetModel
+    if asked.model:
+        model = load_model(asked.model, device=tuning.device, dtype=tuning.dtype)
+    else:
+        model = RandomModel(tuning.dtype, asked.device)
+    compiler = open_compiler(backend, tuning)
+    if compiler is not None:
+        model.compile(compiler)
+    return model
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="folder of weights; without it, random ones of pinhole's size")
-    parser.add_argument("--device", default="cpu", help="of the model; random networks are on the CPU")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 4, 8], help="guided images, two rows each")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    asked = parser.parse_args()
+    parser.add_argument("--backends", nargs="+", default=["torch"], help="as the setting engine.backend")
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked = parse()
     torch.set_num_threads(asked.threads)
     device = torch.cuda.get_device_name(asked.device) if asked.device.startswith("cuda") else platform.machine()
     print(f"{device}, torch {torch.__version__}, {asked.threads} threads, {asked.side} px")
     print(
-        f"{'dtype':9} {'rows':>4}  {'step ms, median (p10 to p90)':34} {'ms/row':>7} {'loop ms':>7} {'share':>6}  decode ms"
+        f"{'dtype, backend':18} {'rows':>4}  {'step ms, median (p10 to p90)':34} {'ms/row':>7} {'loop ms':>7}"
+        f" {'share':>6} {'idle':>6}  decode ms"
     )
     models = {
-        name: load_model(asked.model, device=asked.device, dtype=getattr(torch, name))
-        if asked.model
-        else RandomModel(getattr(torch, name))
-        for name in asked.dtypes
+        f"{dtype} {backend}": build(asked, dtype, backend) for dtype in asked.dtypes for backend in asked.backends
     }
     for num_images in asked.images:
         for name, model in models.items():
-            whole, predicting, decoding = measure(model, num_images, asked.side, asked.steps)  # type: ignore[arg-type]
+            whole, predicting, decoding = measure(model, num_images, asked.side, asked.steps)
+            idle = measure_idle(model, num_images, asked.side, asked.steps)
             median = statistics.median(whole)
-            around = [step - predict for step, predict in zip(whole, predicting, strict=True)]
-            loop = statistics.median(around)
-            per_row = 1000 * median / (2 * num_images)
+            loop = statistics.median([step - predict for step, predict in zip(whole, predicting, strict=True)])
             print(
-                f"{name:9} {2 * num_images:4}  {spread(whole):34} {per_row:7.2f} {1000 * loop:7.2f} {loop / median:6.1%} {spread(decoding)}",
+                f"{name:18} {2 * num_images:4}  {spread(whole):34} {1000 * median / (2 * num_images):7.2f}"
+                f" {1000 * loop:7.2f} {loop / median:6.1%} {idle:6.1%} {spread(decoding)}",
                 flush=True,
             )
     for name, model in models.items():
-        print(f"{name:9} preview ms, at most one a second: {spread(measure_preview(model, asked.side))}")  # type: ignore[arg-type]
+        print(f"{name:18} preview ms, at most one a second: {spread(measure_preview(model, asked.side))}")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,12 @@ from benchmarks.servers import DEVICE, MODEL, PINHOLE
 
 Commands = tuple[tuple[str, ...], ...]
 
+STEPS = ("engine", "--steps", "20", "--images", "1", "2", "4", "8")
+
 ON_GPU: Commands = (
-    ("engine", "--steps", "20", "--images", "1", "2", "4", "8", "--dtypes", "bfloat16", "float32", "--side", "512"),
-    ("engine", "--steps", "20", "--images", "1", "2", "4", "8", "--dtypes", "bfloat16", "--side", "768"),
+    (*STEPS, "--side", "512", "--dtypes", "bfloat16", "--backends", "torch", "graphs", "compiled"),
+    (*STEPS, "--side", "512", "--dtypes", "float32", "--backends", "torch", "graphs"),
+    (*STEPS, "--side", "768", "--dtypes", "bfloat16", "--backends", "torch", "graphs", "compiled"),
     ("serving", "--clients", "16", "--requests", "64", "--side", "512"),
     ("serving", "--clients", "1", "--requests", "8", "--side", "512", "--load", "0"),
 )
@@ -34,6 +37,8 @@ TINY: Commands = (
 )
 
 CONTENDERS = ("lock", "lock-best", "litserve", "safelight-torch")
+
+WITH_GRAPHS = "safelight"
 
 
 def main() -> None:
@@ -62,7 +67,8 @@ def run(commands: Commands, model: Path, device: str) -> None:
         if module == "engine":
             arguments += ["--model", str(model), "--device", device]
         else:
-            arguments += [word for name in CONTENDERS for word in ("--only", name)]
+            contenders = CONTENDERS if device == "cpu" else (*CONTENDERS, WITH_GRAPHS)
+            arguments += [word for name in contenders for word in ("--only", name)]
         subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *arguments], env=environment, check=True)
 
 

@@ -119,7 +119,7 @@ def write_model(folder: Path) -> int:
         networks = {
             "unet": (UNet2DConditionModel.from_config(UNET), UNET, "diffusion_pytorch_model"),
             "vae": (AutoencoderKL.from_config(VAE), VAE, "diffusion_pytorch_model"),
-            "text_encoder": (CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)), TEXT_ENCODER, "model"),
+            "text_encoder": (CLIPTextModel(CLIPTextConfig.from_dict(TEXT_ENCODER)), TEXT_ENCODER, "model"),
         }
     folder.mkdir(parents=True)
     total = 0
