@@ -163,22 +163,19 @@ def _stop_when_orphaned() -> None:
         time.sleep(_ORPHAN_SECONDS)
 
 
-def _import_all_of(role: str) -> None:
-    """What the process will need anyway, and takes long."""
-    if role == "api":
-        import safelight.api.app
-        import safelight.api.server
-        import safelight.webhooks.deliverer
-    else:
-        import safelight.engine.models.unet
-        import safelight.worker  # noqa: F401
+def _import_api() -> None:
+    """What the API process will need anyway, and takes long."""
+    import safelight.api.app
+    import safelight.api.server
+    import safelight.webhooks.deliverer  # noqa: F401
 
 
 def main(arguments: list[str]) -> int:
     """Entry of a child process."""
     role, what, *name = arguments
-    # Whoever started this prepares the data folder meanwhile.
-    _import_all_of(role)
+    if role == "api":
+        # Whoever started this prepares the data folder meanwhile.
+        _import_api()
     if not (line := sys.stdin.readline()):
         return 0
     settings = parse_settings(line)

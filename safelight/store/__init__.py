@@ -4,11 +4,12 @@ from safelight.store.deployments import DeploymentTable
 from safelight.store.images import ImageFolder, Images, StoredImage
 from safelight.store.notifications import Listener, Notifications
 from safelight.store.queueing import Backlog
-from safelight.store.runs import ANY_ATTEMPTS
+from safelight.store.runs import ANY_ATTEMPTS, ANY_PRIORITY
 from safelight.store.store import Store
 
 __all__ = [
     "ANY_ATTEMPTS",
+    "ANY_PRIORITY",
     "Backlog",
     "DeploymentTable",
     "ImageFolder",

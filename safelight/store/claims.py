@@ -73,7 +73,8 @@ def _claim_by(*order: sa.ColumnElement[Any]) -> ReturningUpdate[Any]:
     }
     is_first = runs.c.number.in_(sa.select(first.c.number))
     is_fresh = runs.c.num_attempts < sa.bindparam("attempts_below")
-    return sa.update(runs).where(is_first, is_fresh).values(figures).returning(*WRITTEN)
+    is_urgent = runs.c.rank < sa.bindparam("rank_below")
+    return sa.update(runs).where(is_first, is_fresh, is_urgent).values(figures).returning(*WRITTEN)
 
 
 CLAIM_OLDEST = _claim_by()
@@ -139,12 +140,14 @@ def claim(
     lease_seconds: float,
     crowded: Sequence[str],
     attempts_below: int,
+    above_priority: int,
 ) -> list[Claim]:
     wanted: dict[str, object] = {
         "num_runs": limit,
         "lease_seconds": lease_seconds,
         "worker_id": worker_id,
         "attempts_below": attempts_below,
+        "rank_below": -above_priority,
     }
     if crowded:
         keys = {f"key_{place}": key_id for place, key_id in enumerate(crowded)}

@@ -31,6 +31,9 @@ from safelight.store.rows import run_from
 from safelight.store.schema import IS_QUEUED, IS_RUNNING, images, runs
 
 ANY_ATTEMPTS = 2**31 - 1
+ANY_PRIORITY = -1
+"""Below the lowest."""
+
 LOCK = claims.OF_THIS_ID.with_for_update()
 
 
@@ -77,11 +80,12 @@ class Runs:
         lease_seconds: float,
         crowded: Sequence[str] = (),
         attempts_below: int = ANY_ATTEMPTS,
+        above_priority: int = ANY_PRIORITY,
     ) -> list[Claim]:
         """Take the runs that have waited longest, at most `limit`, each with a higher fence. One transaction.
 
         Higher priorities come first. Of one priority those of the API keys in `crowded` (`""`: of none) come after all others, key by key. Of these first ones, those
-        with `attempts_below` or more stay where they are, and nobody overtakes them.
+        with `attempts_below` or more, and those not `above_priority`, stay where they are, and nobody overtakes them.
         """
         claimed = await self._database.write(
             claims.claim,
@@ -90,6 +94,7 @@ class Runs:
             lease_seconds=lease_seconds,
             crowded=tuple(crowded),
             attempts_below=attempts_below,
+            above_priority=above_priority,
         )
         self._hint_runs([claim.run.id for claim in claimed])
         return claimed

@@ -15,7 +15,7 @@ from safelight.config import WorkerSettings
 from safelight.engine.host import EngineHost
 from safelight.errors import LostClaim, SafelightError, TryLater
 from safelight.runs import Claim, Outcome, Run, RunError, RunStatus
-from safelight.store import ANY_ATTEMPTS, Store
+from safelight.store import ANY_ATTEMPTS, ANY_PRIORITY, Store
 from safelight.tracing import OFF, Tracing
 from safelight.worker.drawing import Drawing
 from safelight.worker.held import Held
@@ -108,11 +108,15 @@ class Worker:
                     await listener.wait(self._settings.poll_seconds)
 
     async def _claim(self) -> bool:
-        """Claim one run if the engine has room for it.
+        """Claim one run if the engine has room for it, or if it is more urgent than all that is held: that does not wait.
 
         A run on its last attempt is drawn alone: should it be what kills workers, it takes no other run with it.
         """
-        if self._num_free_images < 1 or any(self._is_last_attempt(held) for held in self._held.values()):
+        if any(self._is_last_attempt(held) for held in self._held.values()):
+            return False
+        has_room = self._num_free_images >= 1
+        priorities = [held.claim.run.priority for held in self._held.values()]
+        if not (has_room or priorities):
             return False
         attempts_below = max(1, self._settings.max_attempts - 1) if self._held else ANY_ATTEMPTS
         try:
@@ -122,6 +126,7 @@ class Worker:
                 lease_seconds=self._settings.lease_seconds,
                 crowded=crowded_keys(held.claim.run for held in self._held.values()),
                 attempts_below=attempts_below,
+                above_priority=ANY_PRIORITY if has_room else max(priorities),
             )
         except TryLater as error:
             # What runs goes on: the database may be back before a lease is over.
