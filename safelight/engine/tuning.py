@@ -50,6 +50,9 @@ class Tuning:
 def tune(*, device: str, dtype: DtypeName, num_threads: int) -> Tuning:
     """Settle what is left open (`auto`, 0 threads), and set this process to it. Thread: the one that will predict."""
     place = torch.device(device)
+    if place.type == "cuda" and place.index is not None:
+        # Events and pinned memory go by the thread's device, and would open the first GPU beside this one.
+        torch.cuda.set_device(place)
     if place.type != "cpu":
         return Tuning(place, _torch_dtype(dtype) or _half_of(place), torch.get_num_threads())
     settled = _torch_dtype(dtype) or _fastest_dtype()
@@ -61,10 +64,8 @@ def tune(*, device: str, dtype: DtypeName, num_threads: int) -> Tuning:
 
 def _half_of(place: torch.device) -> torch.dtype:
     """bfloat16 where a GPU computes in it: some only pretend to, slowly."""
-    if place.type != "cuda":
-        return torch.float16
-    with torch.cuda.device(place):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    has_bfloat16 = place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float16
 
 
 def _device_name(device: torch.device) -> str:

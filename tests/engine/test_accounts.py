@@ -9,9 +9,12 @@ import torch
 
 from safelight.engine.accounts import Accounts, Mark
 from safelight.engine.costs import Costs
+from safelight.engine.engine import Engine
+from safelight.engine.events import AssignmentDone
 from safelight.engine.meter import Meter
 from safelight.engine.scheduler import Scheduler
-from safelight.engine.tasks import Batch
+from safelight.engine.tasks import Assignment, Batch
+from safelight.runs import RunParams
 from safelight.testing import FakeModel
 
 from .test_scheduler import SMALL, make_task
@@ -107,3 +110,28 @@ def test_a_step_that_fails_is_paid_for_and_is_no_measure() -> None:
     books.accounts.settle()
     assert books.batch.tasks[0].run.run_time == pytest.approx(0.5)
     assert books.costs.step_seconds(SMALL, 2) is None
+
+
+class ModelOn(FakeModel):
+    """Each of its predictions takes the device two seconds, and the host none."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__()
+        self._works_on = device
+
+    def predict(self, *inputs: torch.Tensor) -> torch.Tensor:
+        self._works_on.work(2.0)
+        return super().predict(*inputs)
+
+
+def test_a_run_that_is_done_has_paid_for_all_its_steps() -> None:
+    device = Device()
+    engine = Engine(now=lambda: device.now)
+    engine._accounts._mark = device.mark
+    engine.load("model", ModelOn(device))
+    params = RunParams(prompt="a cat", height=64, width=64, num_inference_steps=4)
+    engine.submit(Assignment("one", "model", params, (0,)))
+    told = [event for _ in range(5) for _, event in engine.step()]
+    [done] = [event for event in told if isinstance(event, AssignmentDone)]
+    assert done.device_ms == pytest.approx(8000.0)
+    assert engine.figures.step_seconds == pytest.approx(8.0)

@@ -32,3 +32,12 @@ def test_what_is_left_open_is_measured() -> None:
     tuning = tune(device="cpu", dtype="auto", num_threads=0)
     assert tuning.dtype in (torch.float32, torch.bfloat16)
     assert tuning.num_threads == torch.get_num_threads() >= 1
+
+
+def test_a_gpu_that_only_emulates_bfloat16_runs_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert tune(device="cuda:1", dtype="auto", num_threads=0).dtype is torch.float16
+    assert tune(device="cuda:1", dtype="bfloat16", num_threads=0).dtype is torch.bfloat16
+    assert set(chosen) == {torch.device("cuda:1")}
