@@ -103,7 +103,7 @@ class EngineSettings(_Section):
         description="What runs the networks. auto: on a CPU OpenVINO, where it is installed (`safelight[openvino]`) and"
         " measured to be faster for the model, when it is loaded; on a GPU graphs. openvino: whether it is faster or"
         " not. graphs: CUDA graphs of what torch runs. compiled: graphs, over blocks compiled by torch.compile when the"
-        " model is loaded, which takes minutes the first time. Neither was measured on a GPU.",
+        " model is loaded, which takes long the first time. Neither was measured on a GPU.",
     )
     max_resident_images: int = Field(16, ge=1, description="Images that may be under way on one device at once.")
     max_batch_rows: int = Field(16, ge=2, description="Rows of one forward pass at most; a guided image has two.")
