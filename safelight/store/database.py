@@ -25,6 +25,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 
 from safelight.errors import ConfigError, SafelightError, StorageFull, TryLater
+from safelight.store.file_systems import refuse_network_file_system
 from safelight.store.hint_channel import HintChannel
 from safelight.store.hint_sockets import HintSockets
 from safelight.store.notifications import Wire
@@ -38,11 +39,6 @@ BUSY_SECONDS = 10.0
 """How long a transaction waits for other processes before it gives up with TryLater."""
 
 NUM_READERS = 3
-
-NETWORK_FILE_SYSTEMS = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "beegfs"}
-    | {"fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.rclone"}
-)
 
 OLDEST_POSTGRESQL = 130000
 POSTGRESQL_DEFAULTS = {
@@ -256,7 +252,7 @@ def lock_schema(connection: Connection) -> None:
 
 
 def _open_sqlite(url: URL) -> Engine:
-    _refuse_network_file_system(Path(url.database or "").parent)
+    refuse_network_file_system(Path(url.database or "").parent)
     engine = sa.create_engine(
         url.set(drivername="sqlite+pysqlite"),
         module=sqlite3,
@@ -274,9 +270,11 @@ def _open_sqlite(url: URL) -> Engine:
 def _open_postgresql(url: URL) -> Engine:
     defaults = {name: value for name, value in POSTGRESQL_DEFAULTS.items() if name not in url.query}
     try:
+        from safelight.store.lean_cursor import LeanCursor  # noqa: PLC0415 - only those who have PostgreSQL have its driver
+
         engine = sa.create_engine(
             url.set(drivername="postgresql+psycopg"),
-            connect_args=defaults,
+            connect_args={**defaults, "cursor_factory": LeanCursor},
             isolation_level="READ COMMITTED",
             # The readers, the writer, and the one that hears hints.
             pool_size=NUM_READERS + 2,
@@ -378,22 +376,3 @@ def _unreachable() -> TryLater:
 
 def _busy() -> TryLater:
     return TryLater("the database is busy; send the same again in a moment", retry_after_seconds=BUSY_SECONDS / 2)
-
-
-def _refuse_network_file_system(folder: Path) -> None:
-    # File locks of these are not reliable enough for a database that several processes write.
-    kind = _file_system(folder.resolve())
-    if kind in NETWORK_FILE_SYSTEMS:
-        raise ConfigError(f"{folder} is on a network file system ({kind}); put the data folder on a local disk")
-
-
-def _file_system(folder: Path) -> str | None:
-    """The type of the file system that holds `folder`, where /proc tells."""
-    try:
-        lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    mounts = [(Path(fields[1].replace("\\040", " ")), fields[2]) for fields in map(str.split, lines) if len(fields) > 2]
-    holding = [(len(point.parts), kind) for point, kind in mounts if folder.is_relative_to(point)]
-    # The last of several mounts on one point is the one that is seen.
-    return max(reversed(holding), key=lambda mount: mount[0])[1] if holding else None

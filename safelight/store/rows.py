@@ -43,8 +43,12 @@ ENUMS: Mapping[str, Callable[[Any], Any]] = {
 """The fields of the above that are more than JSON's own kinds."""
 
 
+_ENCODER = json.JSONEncoder(allow_nan=False, default=asdict)
+
+
 def to_json(value: RunParams | Defaults | Limits | Serving | Allowance | Provenance) -> str:
-    return json.dumps(asdict(value), allow_nan=False)
+    # `asdict` for all of it would copy every field by itself.
+    return _ENCODER.encode({name: getattr(value, name) for name in value.__dataclass_fields__})
 
 
 def from_json(kind: type[T], text: str) -> T:

@@ -82,6 +82,28 @@ async def test_every_frequent_query_can_follow_an_index(store: Store) -> None:
     assert [plan for plan in plans if "Seq Scan on runs" in plan.split("<-")[0]] == []
 
 
+async def test_the_columns_of_a_statement_are_described_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safelight.store.lean_cursor import LeanCursor
+
+    described = []
+    describe = LeanCursor.describe
+
+    def describe_and_count(cursor: LeanCursor) -> Any:
+        described.append(cursor)
+        return describe(cursor)
+
+    monkeypatch.setattr(LeanCursor, "describe", describe_and_count)
+
+    def ask(connection: Any) -> Any:
+        return connection.execute(sa.select(sa.literal_column("7").label("new_here"))).one()
+
+    assert (await store._database.read(ask)).new_here == 7
+    assert described
+    described.clear()
+    assert (await store._database.read(ask)).new_here == 7
+    assert not described
+
+
 async def test_two_writers_that_wait_for_each_other_both_end(store: Store, neighbour: Store) -> None:
     first, second = [await submit(store) for _ in range(2)]
 
