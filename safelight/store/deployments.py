@@ -21,11 +21,23 @@ SILENT_SECONDS = 120.0
 
 ALIASED_MODEL = "stable-diffusion"
 
-NEWEST = sa.select(deployments).where(IS_DEPLOYED).order_by(deployments.c.created_at.desc(), deployments.c.name)
-NEWEST_BY_NAME = NEWEST.where(deployments.c.name == sa.bindparam("this_name"))
-PLACED = (
-    sa.select(placements).where(placements.c.heard_at >= now() - SILENT_SECONDS).order_by(placements.c.heard_at.desc())
+IS_HEARD_OF = placements.c.heard_at >= now() - SILENT_SECONDS
+PLACEMENT = (
+    *(placements.c.name.label("placed_name"), placements.c.version.label("placed_version")),
+    *(placements.c.status, placements.c.reason, placements.c.load_seconds, placements.c.max_pixels),
 )
+PLACED = sa.select(*PLACEMENT).where(IS_HEARD_OF).order_by(placements.c.heard_at.desc())
+IS_PLACED = sa.and_(placements.c.name == deployments.c.name, placements.c.version == deployments.c.version, IS_HEARD_OF)
+NEWEST = (
+    sa.select(deployments, *PLACEMENT)
+    .outerjoin(placements, IS_PLACED)
+    .where(IS_DEPLOYED)
+    .order_by(deployments.c.created_at.desc(), deployments.c.name, placements.c.heard_at.desc())
+)
+"""What is deployed, once for each of its placements: asking for them apart is one more way to the database."""
+
+NEWEST_BY_NAME = NEWEST.where(deployments.c.name == sa.bindparam("this_name"))
+NEWEST_BY_MODEL = NEWEST.where(deployments.c.model == sa.bindparam("this_model"))
 
 MOST_ALIVE_FIRST = (DeploymentStatus.ACTIVE, DeploymentStatus.STARTING, DeploymentStatus.FAILED, DeploymentStatus.COLD)
 
@@ -131,12 +143,12 @@ def _get(connection: Connection, name: str, version: int | None) -> Deployment:
 
 
 def _resolve(connection: Connection, name: str) -> Deployment:
-    row = connection.execute(NEWEST_BY_NAME, {"this_name": name}).first()
-    if row is None and name == PAGE_ALIAS:
-        row = connection.execute(NEWEST.where(deployments.c.model == ALIASED_MODEL)).first()
-    if row is None:
+    rows = connection.execute(NEWEST_BY_NAME, {"this_name": name}).all()
+    if not rows and name == PAGE_ALIAS:
+        rows = connection.execute(NEWEST_BY_MODEL, {"this_model": ALIASED_MODEL}).all()
+    if not rows:
         raise _not_found(name)
-    return _with_status(row, _placements(connection))
+    return _with_status(rows[0], rows)
 
 
 def _list(connection: Connection) -> list[Deployment]:
@@ -207,7 +219,8 @@ def _placements(connection: Connection) -> list[sa.Row[Any]]:
 
 def _with_status(row: sa.Row[Any], placed: Iterable[sa.Row[Any]]) -> Deployment:
     """The deployment in the state of the worker that is furthest with it."""
-    mine = [placement for placement in placed if (placement.name, placement.version) == (row.name, row.version)]
+    this = row.name, row.version
+    mine = [placement for placement in placed if (placement.placed_name, placement.placed_version) == this]
     for status in MOST_ALIVE_FIRST:
         for placement in mine:
             if placement.status == status:

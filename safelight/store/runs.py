@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -34,7 +34,9 @@ ANY_ATTEMPTS = 2**31 - 1
 ANY_PRIORITY = -1
 """Below the lowest."""
 
-LOCK = claims.OF_THIS_ID.with_for_update()
+LOCK = sa.select(runs).where(claims.IS_THIS).with_for_update()
+
+Found = TypeVar("Found", Run, sa.Row[Any])
 
 
 class Runs:
@@ -231,15 +233,19 @@ class Runs:
 
 
 def _get(connection: Connection, run_id: str, project: str | None) -> Run:
-    return claims.with_images(connection, _row(connection, claims.OF_THIS_ID, run_id, project))
+    return _visible(claims.find(connection, run_id), project)
 
 
-def _row(connection: Connection, query: sa.Select[Any], run_id: str, project: str | None) -> sa.Row[Any]:
+def _lock(connection: Connection, run_id: str, project: str | None) -> sa.Row[Any]:
     """The row of a run. Raises NotFound."""
-    row = connection.execute(query, {"this_id": run_id}).first()
-    if row is None or project not in {None, row.project}:
+    return _visible(connection.execute(LOCK, {"this_id": run_id}).first(), project)
+
+
+def _visible(found: Found | None, project: str | None) -> Found:
+    """What was found, where `project` may see it. Raises NotFound."""
+    if found is None or project not in {None, found.project}:
         raise NotFound("there is no such run; it may have expired", code="run_not_found")
-    return row
+    return found
 
 
 def _list(connection: Connection, query: sa.Select[Any], limit: int) -> tuple[list[Run], str | None]:
@@ -252,7 +258,7 @@ def _list(connection: Connection, query: sa.Select[Any], limit: int) -> tuple[li
 
 
 def _cancel(connection: Connection, run_id: str, project: str | None) -> Run:
-    row = _row(connection, LOCK, run_id, project)
+    row = _lock(connection, run_id, project)
     if row.status == RunStatus.QUEUED:
         return claims.cancel_queued(connection, row)
     if row.status == RunStatus.RUNNING:
@@ -262,7 +268,7 @@ def _cancel(connection: Connection, run_id: str, project: str | None) -> Run:
 
 
 def _delete(connection: Connection, run_id: str, project: str | None) -> list[str]:
-    row = _row(connection, LOCK, run_id, project)
+    row = _lock(connection, run_id, project)
     if row.status == RunStatus.RUNNING:
         raise Conflict("the run is being drawn; cancel it first, then delete it", run_id=run_id)
     deliveries.end_with_run(connection, [run_id])
