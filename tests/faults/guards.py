@@ -67,7 +67,7 @@ GUARDS = (
     Guard(
         "5",
         "the look for an earlier run of the key",
-        "safelight/store/runs.py",
+        "safelight/store/queueing.py",
         "        if made is not None:\n",
         "        if made is None and False:\n",
         "tests/store/test_runs.py",
