@@ -1,7 +1,8 @@
 """How fast the store is on SQLite and PostgreSQL beside the disk: `python -m benchmarks.store [--data DIR] [--runs N]` prints a table.
 
 A cycle is submit, claim, finish: three durable transactions. In `lane` rows that many cycles are under way at once; in
-the last row the claims and finishes are another process's.
+the row below them the claims and finishes are another process's. PostgreSQL's last row is a cycle's statements in a plain loop
+of its driver: what is left to be won.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import psycopg
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy import event
 
 from benchmarks.machine import describe
 from safelight.runs import Claim, ImageRecord, NewRun, Outcome, OutputFormat, Run, RunParams, RunStatus
@@ -173,13 +177,50 @@ async def all_rows(place: Place, num_runs: int) -> list[Measured]:
     return [*rows, await two_processes(place, num_runs=num_runs, num_lanes=LANES[-1])]
 
 
+async def statements(place: Place) -> list[tuple[bytes, Any]]:
+    """What the database is asked in a cycle, with its values."""
+    asked: list[tuple[bytes, Any]] = []
+
+    def note(_: object, __: object, statement: str, values: Any, *___: object) -> None:
+        asked.append((statement.encode(), values))
+
+    async with opened(place) as store:
+        event.listen(store._database._engine, "before_cursor_execute", note)
+        await cycle(store, with_picture=False)
+    return asked
+
+
+def bare(place: Place, *, num_runs: int, num_together: int) -> Measured:
+    """The statements of the store without the store, on one connection, so many runs to a commit."""
+    (create, new), (add, fact), (claim, wanted), _, (end, known), _ = asyncio.run(statements(place))
+    each: list[float] = []
+    with psycopg.connect(place.url or "") as connection:
+        started = time.perf_counter()
+        for _ in range(num_runs // num_together):
+            begun = time.perf_counter()
+            ids = [str(uuid.uuid4()) for _ in range(num_together)]
+            # A claim knows no run before it has one, and leaves its name unread.
+            acts = ((create, new, "id"), (claim, wanted, "this_id"), (end, known, "this_id"))
+            for sequence, (statement, values, name) in enumerate(acts, 1):
+                for run_id in ids:
+                    assert connection.execute(statement, {**values, name: run_id}).fetchone() is not None
+                facts = [{**fact, "run_id": run_id, "sequence": sequence} for run_id in ids]
+                connection.cursor().executemany(add, facts)
+                connection.commit()
+            each += [time.perf_counter() - begun] * num_together
+        seconds = time.perf_counter() - started
+    return measured(f"the same statements without the store, {num_together} to a commit", seconds, each)
+
+
 def both_databases(folder: Path, num_runs: int) -> Iterator[tuple[str, list[Measured]]]:
     """SQLite, and PostgreSQL where there is one, both with their data below `folder` and synced; the disk around them."""
     yield "disk", [disk_syncs(folder, 200)]
     yield "SQLite", asyncio.run(all_rows(Place(folder / "sqlite"), num_runs))
     if find_programs() is not None:
         with running(settings=SYNCED, folder=folder) as server:
-            yield "PostgreSQL", asyncio.run(all_rows(Place(folder / "postgresql", server.url()), num_runs))
+            place = Place(folder / "postgresql", server.url())
+            rows = asyncio.run(all_rows(place, num_runs))
+            yield "PostgreSQL", [*rows, bare(place, num_runs=num_runs, num_together=LANES[-1])]
     yield "disk", [disk_syncs(folder, 200)]
 
 
