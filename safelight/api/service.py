@@ -29,6 +29,7 @@ from safelight.deployments import Deployment, DeploymentStatus
 from safelight.envelope import end_code, end_message
 from safelight.errors import (
     Conflict,
+    DeadlineUnreachable,
     FieldError,
     InvalidFields,
     InvalidRequest,
@@ -158,6 +159,12 @@ class Service:
         """
         if self._is_refusing:
             raise Stopping("the server is stopping; try again in a moment", retry_after_seconds=_RETRY_SECONDS)
+        if idempotency_key is not None:
+            # Not judged again: what it is judged by may have changed since the run was accepted.
+            made = await self._store.runs.made_by(key.project, idempotency_key, digest)
+            if made is not None:
+                _log_submit(made, asked, is_new=False)
+                return made
         pictures, unfit = await take_pictures(self._store, key.project, asked)
         start = pictures.get(InputName.INIT_IMAGE)
         params = complete(asked, deployment, fresh_seed=self._draw_seed(), picture=start.shape if start else None)
@@ -190,7 +197,7 @@ class Service:
             run, is_new = await self._store.runs.create(
                 replace(new, inputs=kept), max_queued=self._settings.max_queued_runs
             )
-        except (InvalidRequest, Overloaded, RateLimited):
+        except (InvalidRequest, Overloaded, RateLimited, DeadlineUnreachable):
             # After any other failure the run may be there: what belongs to none is swept later.
             await self._store.images.remove(paths)
             raise

@@ -64,7 +64,7 @@ def _claim_by(*order: sa.ColumnElement[Any]) -> ReturningUpdate[Any]:
     # A table of its own, since PostgreSQL may carry out a subquery several times and lock other runs each time.
     first = (
         sa.select(runs.c.number)
-        .where(IS_QUEUED)
+        .where(IS_QUEUED, runs.c.rank < sa.bindparam("rank_below"))
         .order_by(runs.c.rank, *order, runs.c.created_at, runs.c.number)
         .limit(sa.bindparam("num_runs"))
         .with_for_update(skip_locked=True)
@@ -80,8 +80,7 @@ def _claim_by(*order: sa.ColumnElement[Any]) -> ReturningUpdate[Any]:
     }
     is_first = runs.c.number.in_(sa.select(first.c.number))
     is_fresh = runs.c.num_attempts < sa.bindparam("attempts_below")
-    is_urgent = runs.c.rank < sa.bindparam("rank_below")
-    return sa.update(runs).where(is_first, is_fresh, is_urgent).values(figures).returning(*WRITTEN)
+    return sa.update(runs).where(is_first, is_fresh).values(figures).returning(*WRITTEN)
 
 
 CLAIM_OLDEST = _claim_by()

@@ -59,16 +59,24 @@ class Backlog:
     queue_eta_seconds: float | None
 
 
+def made_by(connection: Connection, project: str, idempotency_key: str, body_digest: str | None) -> Run | None:
+    """The run that an earlier request of this key made."""
+    same = sa.and_(runs.c.project == project, runs.c.idempotency_key == idempotency_key)
+    made = connection.execute(sa.select(runs).where(same)).first()
+    if made is None:
+        return None
+    if made.body_digest != body_digest:
+        message = "this idempotency key was used with another body; use a fresh key for another request"
+        raise IdempotencyMismatch(message, run_id=made.id)
+    return claims.with_images(connection, made)
+
+
 def create(connection: Connection, new: NewRun, *, max_queued: int) -> tuple[Run, bool]:
     """A new run, queued, and True; or the one that its idempotency key made, and False."""
     if new.idempotency_key is not None:
-        same = sa.and_(runs.c.project == new.project, runs.c.idempotency_key == new.idempotency_key)
-        made = connection.execute(sa.select(runs).where(same)).first()
-        if made is not None and made.body_digest != new.body_digest:
-            message = "this idempotency key was used with another body; use a fresh key for another request"
-            raise IdempotencyMismatch(message, run_id=made.id)
+        made = made_by(connection, new.project, new.idempotency_key, new.body_digest)
         if made is not None:
-            return claims.with_images(connection, made), False
+            return made, False
     allowance = ledger.check(connection, new, seconds_to_room=lambda: _seconds_to_room(connection))
     check_deadline(connection, new, seconds_to_start=lambda: backlog(connection).queue_eta_seconds or 0.0)
     row = connection.execute(QUEUE, {**_columns(new, allowance), "max_queued": max_queued}).first()

@@ -58,6 +58,10 @@ class Runs:
             self._notifications.publish("queue")
         return run, is_new
 
+    async def made_by(self, project: str, idempotency_key: str, body_digest: str | None) -> Run | None:
+        """The run that this key made before. Raises IdempotencyMismatch when it came with another body. One transaction."""
+        return await self._database.read(queueing.made_by, project, idempotency_key, body_digest)
+
     async def get(self, run_id: str, *, project: str | None = None) -> Run:
         """One run. Raises NotFound. One transaction."""
         return await self._database.read(_get, run_id, project)

@@ -25,6 +25,7 @@ from safelight.worker.models import Models
 log = logging.getLogger("safelight.worker")
 
 CLAIM_PAUSE_SECONDS = 0.003
+URGENT_PAUSE_SECONDS = 0.05
 
 LAST_CHECKPOINT_SECONDS = 2.0
 """How long a stop may wait for the step under way; where that is longer, the last regular checkpoint has to do."""
@@ -112,11 +113,12 @@ class Worker:
 
         A run on its last attempt is drawn alone: should it be what kills workers, it takes no other run with it.
         """
-        if any(self._is_last_attempt(held) for held in self._held.values()):
-            return False
+        if self._num_free_images < 1:
+            # Another worker may have room for what is urgent.
+            await asyncio.sleep(URGENT_PAUSE_SECONDS)
         has_room = self._num_free_images >= 1
         priorities = [held.claim.run.priority for held in self._held.values()]
-        if not (has_room or priorities):
+        if not (has_room or priorities) or any(self._is_last_attempt(held) for held in self._held.values()):
             return False
         attempts_below = max(1, self._settings.max_attempts - 1) if self._held else ANY_ATTEMPTS
         try:
@@ -145,9 +147,9 @@ class Worker:
 
     @property
     def _num_free_images(self) -> int:
-        """Those of runs that wait for their model count as if they were drawn."""
-        waiting = (held.claim.run.params.num_images_per_prompt for held in self._held.values() if held.is_waiting)
-        return self._engine.num_free_images - sum(waiting)
+        """Those of runs that wait for their model, or for a picture to begin from, count as if they were drawn."""
+        waiting = (held.claim.run for held in self._held.values() if not held.is_handed_in)
+        return self._engine.num_free_images - sum(run.params.num_images_per_prompt for run in waiting)
 
     def _is_last_attempt(self, held: Held) -> bool:
         return held.claim.run.num_attempts >= max(2, self._settings.max_attempts)

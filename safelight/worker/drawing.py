@@ -92,6 +92,7 @@ class Drawing:
                     self._engine.watch(run_id)
 
     async def _follow(self, held: Held, assignment: Assignment) -> Outcome:
+        held.is_handed_in = True
         async for event in self._engine.generate(assignment):
             if isinstance(event, EndEvent):
                 held.device_ms = event.device_ms

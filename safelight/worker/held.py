@@ -23,6 +23,8 @@ class Held:
     """On the clock of `since`, as far as the engine foresaw it at its last step."""
     warnings: tuple[str, ...] = ()
     unnamed: tuple[ImageRecord, ...] = ()
+    is_handed_in: bool = False
+    """The engine counts its images from then on."""
     is_unreported: bool = False
     device_ms: float = 0.0
     saving: asyncio.Task[None] | None = None
@@ -31,11 +33,6 @@ class Held:
     has_preview: bool = False
     task: asyncio.Task[None] | None = None
     """What carries the run out."""
-
-    @property
-    def is_waiting(self) -> bool:
-        """For its model, or for what has to be known before."""
-        return self.waiting is None or not self.waiting.done()
 
     def stop_waiting(self) -> None:
         """The run was cancelled or lost: it need not have its model any more."""

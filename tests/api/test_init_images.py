@@ -114,6 +114,17 @@ async def test_what_cannot_be_used_is_refused_by_its_field_and_nothing_is_kept(h
     assert await house.store.images.shelves() == []
 
 
+async def test_of_a_run_that_is_refused_for_its_deadline_no_picture_is_kept(house):
+    async with house.working():
+        assert (await house.predict(width=64, height=64)).status_code == 200
+    for _ in range(10):
+        await submit(house)
+    answer = await submit(house, init_image=text(picture()), deadline_ms=100)
+    assert answer.json()["code"] == "deadline_unreachable"
+    kept = [await house.store.images.orphans((), -60.0, shelf=shelf) for shelf in await house.store.images.shelves()]
+    assert sum(map(len, kept)) == 1, "only that of the run that was drawn"
+
+
 async def test_an_image_of_another_project_s_run_is_not_there(house):
     async with house.working():
         first = await house.client.post("/pinhole/predict", json={"prompt": "x", "width": 64, "height": 64})

@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 
-from safelight.deployments import Defaults, Deployment, DeploymentStatus
+from safelight.deployments import Defaults, Deployment, DeploymentStatus, Limits
 from safelight.envelope import ACCEPTED_MESSAGE
 from safelight.runs import Outcome, RunStatus
 
@@ -133,6 +133,18 @@ async def test_one_idempotency_key_with_another_body_or_deployment_is_refused(ho
         answer = await house.client.post(f"{path}/predict", json={"prompt": prompt}, headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_mismatch")
         assert answer.json()["run_id"] == first.json()["run_id"]
+
+
+async def test_a_request_sent_again_is_not_judged_anew(house):
+    headers = {"Idempotency-Key": "k1", "Prefer": "respond-async"}
+    body = {"prompt": "x", "num_inference_steps": 100}
+    first = await house.client.post("/pinhole/predict", json=body, headers=headers)
+    await house.store.deployments.deploy(
+        Deployment(name="pinhole", version=0, model="pinhole", limits=Limits(max_steps=50))
+    )
+    again = await house.client.post("/pinhole/predict", json=body, headers=headers)
+    assert again.json() == first.json()
+    assert (await house.client.post("/pinhole/predict", json=body)).status_code == 422
 
 
 async def test_an_idempotency_key_has_1_to_255_characters(house):

@@ -1,12 +1,17 @@
-"""A run of a key of higher priority passes what a full worker holds."""
+"""What a worker that is full claims, and what counts for its being full."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import pytest
+
+import safelight.worker.drawing
 from safelight.deployments import Serving
 from safelight.keys import Allowance, Scope
-from safelight.runs import RunParams, RunStatus
+from safelight.runs import Run, RunParams, RunStatus
+from safelight.store import Store
 from safelight.testing import FakeModel
 from tests.lifecycle.test_models import CAT, ended, until, working
 from tests.store.making import new_run
@@ -32,3 +37,25 @@ async def test_an_urgent_run_does_not_wait_for_room_and_a_usual_one_does(tmp_pat
         assert (await store.runs.get(usual.id)).status is RunStatus.QUEUED
         await store.runs.cancel(long.id)
         assert (await ended(store, usual.id)).status is RunStatus.SUCCEEDED
+
+
+async def test_a_run_that_still_waits_for_its_picture_takes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_there = asyncio.Event()
+
+    async def slow(store: Store, run: Run) -> None:
+        await is_there.wait()
+
+    monkeypatch.setattr(safelight.worker.drawing, "start_picture", slow)
+    async with working(tmp_path, lambda _: FakeModel(), max_resident_images=1, a=Serving()) as store:
+        runs = [(await store.runs.create(new_run(deployment="a", params=CAT), max_queued=9))[0] for _ in range(3)]
+
+        async def is_claimed() -> bool:
+            return (await store.runs.backlog()).num_running > 0
+
+        await until(is_claimed)
+        await asyncio.sleep(0.2)
+        assert (await store.runs.backlog()).num_running == 1
+        is_there.set()
+        assert {(await ended(store, run.id)).status for run in runs} == {RunStatus.SUCCEEDED}
