@@ -134,13 +134,18 @@ class Writer:
             self._commit(writes[half:])
 
     def _commit_together(self, writes: Sequence[Write[Any]]) -> bool:
-        """False where one of them failed: then none is done. Raises CommitInDoubt."""
+        """False where one of them failed: then none is done. Raises CommitInDoubt, and whatever keeps a transaction from
+        beginning: it would keep each of them."""
+        has_begun = False
         try:
             with self._transaction() as connection:
+                has_begun = True
                 results = [write.work(connection) for write in writes]
         except CommitInDoubt:
             raise
-        except Exception:
+        except Exception as error:
+            if not has_begun and not self._may_pass(error):
+                raise
             # Whichever it was is done again by itself in the end, and told then what is wrong with it.
             return False
         _tell([_Done(write, result) for write, result in zip(writes, results, strict=True)])
@@ -152,12 +157,15 @@ class Writer:
                 with self._transaction() as connection:
                     result = write.work(connection)
             except BaseException as error:
-                if times_left and isinstance(error, DBAPIError) and self._is_passing(error):
+                if times_left and self._may_pass(error):
                     continue
                 _tell([_Done(write, error=error)])
             else:
                 _tell([_Done(write, result)])
             return
+
+    def _may_pass(self, error: BaseException) -> bool:
+        return isinstance(error, DBAPIError) and self._is_passing(error)
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:

@@ -80,6 +80,23 @@ async def test_a_database_locked_for_too_long_is_to_try_later(
 
 
 @pytest.mark.usefixtures("impatient")
+async def test_many_writes_find_out_together_that_the_database_is_locked(data: Path) -> None:
+    tries: list[object] = []
+    async with await Store.open(data) as store:
+        sa.event.listen(store._database._engine, "begin", tries.append)
+        other = sqlite3.connect(data / "safelight.db", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        with (data / "safelight.db-turns").open("rb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            asked = asyncio.gather(*(submit(store) for _ in range(32)), return_exceptions=True)
+            await asyncio.sleep(0.1)
+        answers = await asked
+        other.close()
+    assert all(isinstance(answer, TryLater) for answer in answers)
+    assert len(tries) == 1
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("has_log", [True, False])
 async def test_a_write_that_was_told_to_try_later_is_not_done_after_all(
     data: Path, monkeypatch: pytest.MonkeyPatch, *, has_log: bool
