@@ -83,7 +83,7 @@ async def test_a_database_locked_for_too_long_is_to_try_later(
 async def test_many_writes_find_out_together_that_the_database_is_locked(data: Path) -> None:
     tries: list[object] = []
     async with await Store.open(data) as store:
-        sa.event.listen(store._database._engine, "begin", tries.append)
+        sa.event.listen(store._database._writer._engine, "begin", tries.append)
         other = sqlite3.connect(data / "safelight.db", isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
         with (data / "safelight.db-turns").open("rb") as held:
