@@ -1,4 +1,5 @@
-"""Who can be measured by benchmarks.serving: Safelight, and what people would use instead, each at its best settings."""
+"""Who can be measured by benchmarks.serving: Safelight, and what people would use instead, each at its
+best settings."""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ CONTENDERS = (
 
 
 def chosen(names: list[str]) -> list[Contender]:
-    """Those of these names, in the order of the table; all without names. What is not installed is said and left out."""
+    """Those of these names, in the order of the table; all without names. What is not installed is said
+    and left out."""
     found = []
     for contender in CONTENDERS:
         if names and contender.name not in names:
@@ -83,7 +85,8 @@ def chosen(names: list[str]) -> list[Contender]:
         if contender.missing:
             needed = " ".join(contender.missing)
             print(
-                f"{contender.title} is left out: {needed} is missing (pip install 'safelight[bench]'; for GenAI see peers/genai_lock.py)"
+                f"{contender.title} is left out: {needed} is missing (pip install 'safelight[bench]'; for GenAI"
+                " see peers/genai_lock.py)"
             )
         else:
             found.append(contender)

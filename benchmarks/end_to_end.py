@@ -1,8 +1,9 @@
-"""One picture of a whole model through a real server, beside the one diffusers draws: `python -m benchmarks.end_to_end FOLDER`.
+"""One picture of a whole model through a real server, beside the one diffusers draws:
+`python -m benchmarks.end_to_end FOLDER`.
 
-FOLDER is one in diffusers' layout, such as `python -m benchmarks.make_weights FOLDER` writes: the exact Stable Diffusion 2.1. The
-server is asked over HTTP; afterwards diffusers' own pipeline draws the same in a process of its own, in the same dtype. Exits with 1
-where the two differ by more than the dtype explains.
+FOLDER is one in diffusers' layout, such as `python -m benchmarks.make_weights FOLDER` writes: the exact Stable
+Diffusion 2.1. The server is asked over HTTP; afterwards diffusers' own pipeline draws the same in a process of its own,
+in the same dtype. Exits with 1 where the two differ by more than the dtype explains.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from safelight.pictures import Pixels, read_pixels
 PROMPT, NEGATIVE, SEED, GUIDANCE = "a red house on a green hill", "snow", 7, 7.5
 
 TOLERANCES = {"float32": ("largest", 1.0), "bfloat16": ("mean", 8.0)}
-"""In steps of 1/255. In bfloat16 the two round at other places: diffusers keeps the picture itself in it between the steps, Safelight
-the networks alone; single pixels may then be far apart, and the mean is what tells."""
+"""In steps of 1/255. In bfloat16 the two round at other places: diffusers keeps the picture itself in it between the
+steps, Safelight the networks alone; single pixels may then be far apart, and the mean is what tells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""Step time by dtype, backend and rows, what the loop around the denoiser costs, and decoding: `python -m benchmarks.engine`.
+"""Step time by dtype, backend and rows, what the loop around the denoiser costs, and decoding:
+`python -m benchmarks.engine`.
 
 Without weights it builds random networks of pinhole's size. All contenders take turns in one process; medians, with the
 10th and 90th percentile. `idle` is how much of the time the device had no step to do, with nobody measuring within.

@@ -1,4 +1,5 @@
-"""A store with as many runs as a busy server has: rows only, written straight into the database, without picture files."""
+"""A store with as many runs as a busy server has: rows only, written straight into the database,
+without picture files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Step times and serving on a GPU, with Stable Diffusion 2.1's exact architecture at random weights: `python -m benchmarks.gpu`.
+"""Step times and serving on a GPU, with Stable Diffusion 2.1's exact architecture at random weights:
+`python -m benchmarks.gpu`.
 
 It runs benchmarks.engine, then benchmarks.serving against a lock around diffusers and request batching, all on the same
 device. `--tiny` does the same with pinhole, small, on a CPU: not for its figures, but to see that the commands work.

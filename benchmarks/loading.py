@@ -1,10 +1,12 @@
-"""How long a model takes to load beside reading its files, and what memory it needs: `python -m benchmarks.loading FOLDER`.
+"""How long a model takes to load beside reading its files, and what memory it needs:
+`python -m benchmarks.loading FOLDER`.
 
-Counted for the loader: everything from the folder's name to a model that draws, and what the first step costs above the next
-one, since what is laid out late is loading too. Not counted: the arithmetic of a step, imports, starting Python. Counted for
-reading: each tensor from the page cache into a buffer that is used again, and from there into memory of its own in the working
-dtype; nothing can have them for less. Both take turns, each in a process of its own, on one thread. Processor time is the figure to
-go by where others use the machine. `python -m benchmarks.make_weights FOLDER` makes a folder of Stable Diffusion 2.1's size.
+Counted for the loader: everything from the folder's name to a model that draws, and what the first step costs above the
+next one, since what is laid out late is loading too. Not counted: the arithmetic of a step, imports, starting Python.
+Counted for reading: each tensor from the page cache into a buffer that is used again, and from there into memory of its
+own in the working dtype; nothing can have them for less. Both take turns, each in a process of its own, on one thread.
+Processor time is the figure to go by where others use the machine. `python -m benchmarks.make_weights FOLDER` makes a
+folder of Stable Diffusion 2.1's size.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
 TIME_GOAL, MEMORY_GOAL = 1.3, 1.15
 SIDE = 64
-"""Of the picture whose first step is looked at, in pixels: the smallest there is, so that little arithmetic is in the way."""
+"""Of the picture whose first step is looked at, in pixels: the smallest there is, so that little
+arithmetic is in the way."""
 
 _STORED = {"F16": ("float16", 2), "BF16": ("bfloat16", 2), "F32": ("float32", 4)}
 _kept: list[object] = []
@@ -95,7 +98,8 @@ CONTENDERS: dict[str, Callable[[Path, torch.dtype], dict[str, float]]] = {"read"
 
 
 def measure(name: str, folder: Path, dtype: str) -> None:
-    """In a process of its own: times, and the most memory above the start: its own, and with the files that are mapped."""
+    """In a process of its own: times, and the most memory above the start: its own, and with the files
+    that are mapped."""
     import torch
 
     from safelight.engine.models import folders, single_file, unet  # noqa: F401 - not to be timed

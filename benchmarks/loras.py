@@ -1,8 +1,9 @@
-"""What the first use of a LoRA takes: `python -m benchmarks.loras`. Reading its file and laying it beside the model, nothing else.
+"""What the first use of a LoRA takes: `python -m benchmarks.loras`. Reading its file and laying it beside the
+model, nothing else.
 
-The files are written here: rank 16 for every attention layer of the denoiser, in half precision. `pinhole` is the model in the box;
-"SDXL-size" is the denoiser of Stable Diffusion XL with its 2.6 billion numbers left as they are found, since only their places
-matter. Processor time on one thread; a later use, which finds it there, is shown beside it.
+The files are written here: rank 16 for every attention layer of the denoiser, in half precision. `pinhole` is the model
+in the box; "SDXL-size" is the denoiser of Stable Diffusion XL with its 2.6 billion numbers left as they are found,
+since only their places matter. Processor time on one thread; a later use, which finds it there, is shown beside it.
 """
 
 from __future__ import annotations

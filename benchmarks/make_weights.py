@@ -1,4 +1,5 @@
-"""The exact architecture of Stable Diffusion 2.1 with random weights, in half precision: `python -m benchmarks.make_weights FOLDER`.
+"""The exact architecture of Stable Diffusion 2.1 with random weights, in half precision:
+`python -m benchmarks.make_weights FOLDER`.
 
 2.6 GB in diffusers' layout, written tensor by tensor, for measuring what only the sizes decide. It draws noise.
 """

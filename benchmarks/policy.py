@@ -3,7 +3,8 @@
     python -m benchmarks.policy
 
 fifo: a lock, one run after the other. everything: all images of a shape that are there, in one batch, oldest first.
-requests: equal ones together, from their first step to their last. safelight: its Scheduler, which learns the step times as it goes. Time is simulated; the seconds are the device's.
+requests: equal ones together, from their first step to their last. safelight: its Scheduler, which learns the step
+times as it goes. Time is simulated; the seconds are the device's.
 """
 
 from __future__ import annotations
@@ -104,10 +105,11 @@ class FirstComeFirstServed:
 
 
 class RequestBatches:
-    """Runs of one shape and as many steps that are there together are drawn together to their end; nobody joins on the way.
+    """Runs of one shape and as many steps that are there together are drawn together to their end;
+    nobody joins on the way.
 
-    That is what servers do that batch requests, with everything to their favour: no time is spent waiting for company, and
-    guidance and sampler are taken to be equal.
+    That is what servers do that batch requests, with everything to their favour: no time is spent waiting for company,
+    and guidance and sampler are taken to be equal.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,9 @@
 """How true the announced time left is, and how soon a cancel works: `python -m benchmarks.promptness`.
 
-A real server with pinhole. Several runs are left at once and followed while nothing else arrives; each announcement is
-held against when the run ended. Then, at a second server, which reports every step, long runs are cancelled one by one,
-between others that go on: a step under way cannot be broken off, so what counts is how many were begun after the answer.
+A real server with pinhole. Several runs are left at once and followed while nothing else arrives; each
+announcement is held against when the run ended. Then, at a second server, which reports every step, long runs
+are cancelled one by one, between others that go on: a step under way cannot be broken off, so what counts is
+how many were begun after the answer.
 """
 
 from __future__ import annotations

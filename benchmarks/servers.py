@@ -77,7 +77,7 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
 
 @contextmanager
 def peer(name: str, module: str, *arguments: str, **environment: str) -> Iterator[Target]:
-    """A peer under benchmarks/peers/ that answers the same contract at /pinhole/predict."""
+    """A peer under benchmarks/peers/ that answers the predict contract at /pinhole/predict."""
     port = _free_port()
     began = time.monotonic()
     command = [sys.executable, "-m", f"benchmarks.peers.{module}", "--port", str(port), *arguments]

@@ -1,8 +1,9 @@
-"""How fast the store is on SQLite and PostgreSQL beside the disk: `python -m benchmarks.store [--data DIR] [--runs N]` prints a table.
+"""How fast the store is on SQLite and PostgreSQL beside the disk:
+`python -m benchmarks.store [--data DIR] [--runs N]` prints a table.
 
 A cycle is submit, claim, finish: three durable transactions. In `lane` rows that many cycles are under way at once; in
-the row below them the claims and finishes are another process's. PostgreSQL's last row is a cycle's statements in a plain loop
-of its driver: what is left to be won.
+the row below them the claims and finishes are another process's. PostgreSQL's last row is a cycle's statements in a
+plain loop of its driver: what is left to be won.
 """
 
 from __future__ import annotations
@@ -213,7 +214,8 @@ def bare(place: Place, *, num_runs: int, num_together: int) -> Measured:
 
 
 def both_databases(folder: Path, num_runs: int) -> Iterator[tuple[str, list[Measured]]]:
-    """SQLite, and PostgreSQL where there is one, both with their data below `folder` and synced; the disk around them."""
+    """SQLite, and PostgreSQL where there is one, both with their data below `folder` and synced; the
+    disk around them."""
     yield "disk", [disk_syncs(folder, 200)]
     yield "SQLite", asyncio.run(all_rows(Place(folder / "sqlite"), num_runs))
     if find_programs() is not None:

@@ -1,9 +1,11 @@
-"""Two models taking turns on one device, beside the plain copy of as many bytes: `python -m benchmarks.swapping FOLDER`.
+"""Two models taking turns on one device, beside the plain copy of as many bytes:
+`python -m benchmarks.swapping FOLDER`.
 
-The models are two of the folder's, both in host memory. On a GPU (`--device cuda`) a swap takes the one out and the other in, as the
-worker does; the copy is one flat tensor of the same bytes each way, from and to the same kind of memory. A CPU has its models in
-host memory anyway, so both are served where they are, and nothing is moved. What can be measured there is what moving adds to
-copying: every tensor of a model anew in host memory, module by module as a move does it, beside one flat copy. Contenders take turns.
+The models are two of the folder's, both in host memory. On a GPU (`--device cuda`) a swap takes the one out and the
+other in, as the worker does; the copy is one flat tensor of the same bytes each way, from and to the same kind of
+memory. A CPU has its models in host memory anyway, so both are served where they are, and nothing is moved. What can be
+measured there is what moving adds to copying: every tensor of a model anew in host memory, module by module as a move
+does it, beside one flat copy. Contenders take turns.
 """
 
 from __future__ import annotations

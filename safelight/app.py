@@ -1,7 +1,7 @@
 """The composition root: settings -> store, api, worker, deliverer. The one file that knows everyone.
 
-`python -m safelight.app api FD` and `python -m safelight.app worker DEVICE [ID]` are the two processes of a server; both read
-their settings as one line of JSON from standard input, and stop when it closes.
+`python -m safelight.app api FD` and `python -m safelight.app worker DEVICE [ID]` are the two processes of a server;
+both read their settings as one line of JSON from standard input, and stop when it closes.
 """
 
 # ruff: noqa: PLC0415 - the API process must not import torch, nor the worker FastAPI: each builder imports its own.

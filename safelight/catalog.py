@@ -1,4 +1,5 @@
-"""Identifiers: where a model's weights come from, at which revision, under which licence. Looks at folders; loads nothing."""
+"""Identifiers: where a model's weights come from, at which revision, under which licence. Looks at
+folders; loads nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ PINHOLE_FOLDER = Path(__file__).parent / "pinhole"
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """A repository on the hub. `commit` pins it; without one (those that were withdrawn, and an operator's), what its `main` holds is taken."""
+    """A repository on the hub. `commit` pins it; without one (those that were withdrawn, and an operator's), what its
+    `main` holds is taken."""
 
     repository: str
     commit: str | None = None
@@ -25,8 +27,8 @@ class HubSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogEntry:
-    """One identifier. Sources are tried in order; `digests` are SHA-256 of files that come from a hub, `folder` a place on
-    this machine (one checkpoint file will do). `native_side` is what it was trained at, in pixels."""
+    """One identifier. Sources are tried in order; `digests` are SHA-256 of files that come from a hub, `folder` a place
+    on this machine (one checkpoint file will do). `native_side` is what it was trained at, in pixels."""
 
     identifier: str
     title: str
@@ -67,8 +69,8 @@ STABLE_DIFFUSION = CatalogEntry(
     ),
     variant="fp16",
     digests={
-        "unet/diffusion_pytorch_model.fp16.safetensors": "8a3a4d7978884c5e4ef00b62641b1b544b257be2f6715d984188610ad6475ad2",
-        "vae/diffusion_pytorch_model.fp16.safetensors": "3e4c08995484ee61270175e9e7a072b66a6e4eeb5f0c266667fe1f45b90daf9a",
+        "unet/diffusion_pytorch_model.fp16.safetensors": "8a3a4d7978884c5e4ef00b62641b1b544b257be2f6715d984188610ad6475ad2",  # noqa: E501
+        "vae/diffusion_pytorch_model.fp16.safetensors": "3e4c08995484ee61270175e9e7a072b66a6e4eeb5f0c266667fe1f45b90daf9a",  # noqa: E501
         "text_encoder/model.fp16.safetensors": "681c555376658c81dc273f2d737a2aeb23ddb6d1d8e5b3a7064636d359a22668",
         "unet/config.json": "dc987e214928b191cb832df4e19c376e862af1e4c4a5f36aac054a53ee251ccf",
         "vae/config.json": "d69281aa3f6a0f3c41aaf6778e35464fc6ee8a92e6ac8a8b1eb679f6df6423eb",
@@ -180,8 +182,8 @@ def is_hub_id(model: str) -> bool:
 
 
 def check_model(model: str, *, catalog: Catalog = CATALOG, hf_home: Path | None = None) -> None:
-    """Raises InvalidFields when `model` can never be served: no identifier, no repository in the local hub cache, no folder
-    that holds a diffusers model, no checkpoint file of a known family."""
+    """Raises InvalidFields when `model` can never be served: no identifier, no repository in the local hub cache, no
+    folder that holds a diffusers model, no checkpoint file of a known family."""
     if model in catalog:
         return
     if is_hub_id(model):

@@ -1,6 +1,7 @@
 """The processes of a server as actors of a Ray cluster: where each runs, and nothing else. The only importer of ray.
 
-The door stays on the machine that this was started on, which has the address and `secret.key`. Ray starts dead actors again.
+The door stays on the machine that this was started on, which has the address and `secret.key`. Ray
+starts dead actors again.
 """
 
 from __future__ import annotations

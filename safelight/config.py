@@ -1,4 +1,5 @@
-"""Settings: one frozen tree from a TOML file, the environment and flags, in that order, checked once. The only reader of os.environ."""
+"""Settings: one frozen tree from a TOML file, the environment and flags, in that order, checked once. The only reader
+of settings from the environment."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ class StoreSettings(_Section):
     images_url: str | None = Field(
         None,
         pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._/-]*)?$",
-        description="`s3://BUCKET/PREFIX`: pictures go there, with the usual AWS credentials. Unset: into the data folder.",
+        description="`s3://BUCKET/PREFIX`: pictures go there, with the usual AWS credentials. Unset: into the"
+        " data folder.",
     )
     images_endpoint: str | None = Field(
         None,
@@ -105,7 +107,12 @@ class EngineSettings(_Section):
         " not. graphs: CUDA graphs of what torch runs. compiled: graphs, over blocks compiled by torch.compile when the"
         " model is loaded, which takes long the first time. Neither was measured on a GPU.",
     )
-    max_resident_images: int = Field(16, ge=1, description="Images that may be under way on one device at once.")
+    max_resident_images: int = Field(
+        16,
+        ge=1,
+        description="From so many images under way on a device on, no more runs are claimed, but for one of a higher"
+        " priority than all that is held.",
+    )
     max_batch_rows: int = Field(16, ge=2, description="Rows of one forward pass at most; a guided image has two.")
     model_memory_mb: int | None = Field(
         None,
@@ -160,7 +167,8 @@ class TracingSettings(_Section):
     endpoint: str | None = Field(
         None,
         pattern=r"^https?://",
-        description="Where spans are sent by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; unset: there are none.",
+        description="Where spans are sent by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; unset:"
+        " there are none.",
     )
     sample_share: float = Field(
         1.0,
@@ -194,7 +202,8 @@ def load_settings(
     environ: Mapping[str, str] | None = None,
     flags: Mapping[str, object] | None = None,
 ) -> Settings:
-    """Read the file, then the environment, then `flags` (dotted paths), each over the one before. Raises ConfigError."""
+    """Read the file, then the environment, then `flags` (dotted paths), each over the one before.
+    Raises ConfigError."""
     environ = os.environ if environ is None else environ
     tree: dict[str, object] = {}
     path = file or (Path(environ[PREFIX + "CONFIG"]) if PREFIX + "CONFIG" in environ else None)

@@ -9,8 +9,9 @@ from enum import StrEnum
 from safelight.errors import FieldError, InvalidFields
 from safelight.runs import OutputFormat, RunParams, SamplerName, Spacing
 
-PAGE_ALIAS = "dreambooth-webhook"
-"""The name of the page's own example; answered by a deployment of `stable-diffusion` unless something is deployed under it."""
+DREAMBOOTH_ALIAS = "dreambooth-webhook"
+"""A name that clients of the predict contract ask for: a deployment of `stable-diffusion` answers to it, unless
+something is deployed under it."""
 
 RESERVED_NAMES = frozenset(
     {"runs", "healthz", "readyz", "docs", "redoc", "openapi", "metrics", "dashboard", "static", "v1", "v2", "v3"}

@@ -1,4 +1,5 @@
-"""The JSON bodies of the predict endpoint and of webhooks, as bytes. Pure: the same run and images give the same bytes."""
+"""The JSON bodies of the predict endpoint and of webhooks, as bytes. Pure: the same run and images give
+the same bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ CANCELLED_MESSAGE = "The run was cancelled"
 
 
 def success_body(run: Run, images: Sequence[bytes], *, status_code: int | None = None) -> bytes:
-    """The envelope of a run that succeeded: `images` are the encoded files, in order. `status_code` is for webhooks only.
+    """The envelope of a run that succeeded: `images` are the encoded files, in order. `status_code` is
+    for webhooks only.
 
     The base64 is joined in by hand: a JSON encoder would look at every one of its megabytes again for nothing.
     """

@@ -68,7 +68,8 @@ _STRANGERS = (
 
 
 def family_of(header: Header) -> Family:
-    """The family of a single-file checkpoint. Raises ModelError for all others, with what the file is where that is known."""
+    """The family of a single-file checkpoint. Raises ModelError for all others, with what the file is
+    where that is known."""
     names = header.shapes
     for family, prefixes in TEXT_ENCODER_PREFIXES.items():
         if all(_has(names, prefix) for prefix in (*prefixes, UNET_PREFIX)):
@@ -83,8 +84,8 @@ def family_of(header: Header) -> Family:
 
 
 def check_model_path(path: Path) -> None:
-    """Raises ModelError unless `path` is a folder in diffusers' layout, its files whole, or a checkpoint file of a known
-    family that a tokenizer is to be had for."""
+    """Raises ModelError unless `path` is a folder in diffusers' layout, its files whole, or a checkpoint file of a
+    known family that a tokenizer is to be had for."""
     if path.is_dir():
         index = path / "model_index.json"
         if not index.is_file():
@@ -98,8 +99,8 @@ def check_model_path(path: Path) -> None:
 
 
 def context_width(path: Path) -> int | None:
-    """The width of the text that the denoiser of a model listens to, which tells apart what its LoRAs fit; None where the
-    model does not say. Raises ModelError where it cannot be read."""
+    """The width of the text that the denoiser of a model listens to, which tells apart what its LoRAs fit; None where
+    the model does not say. Raises ModelError where it cannot be read."""
     if path.is_file():
         return _context_width(read_header(path).shapes)
     try:

@@ -1,5 +1,5 @@
-"""What a safetensors file says of itself, read without loading it. Whatever can run code when it is read is refused here, by
-its content."""
+"""What a safetensors file says of itself, read without loading it. Whatever can run code when it is read is refused
+here, by its content."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Header:
 
 
 def read_header(file: Path) -> Header:
-    """Raises ModelError, with the remedy, for a pickle, for what is no safetensors file, and for one that was cut short."""
+    """Raises ModelError, with the remedy, for a pickle, for what is no safetensors file, and for one
+    that was cut short."""
     try:
         with file.open("rb") as opened:
             head = opened.read(16)

@@ -59,8 +59,9 @@ class Offer:
 def fetch(entry: CatalogEntry, cache: Path, *, bar: Bar | None = None, endpoint: str | None = None) -> Path:
     """Bring the weights of `entry` into `cache` and return their folder; what is there already is kept.
 
-    Sources are tried in order. A download that was interrupted goes on where it ended. Raises ModelError with the remedy
-    where no source has the model, the hub is out of reach, the disk is full, or a file is not the one it should be.
+    Sources are tried in order. A download that was interrupted goes on where it ended. Raises
+    ModelError with the remedy where no source has the model, the hub is out of reach, the disk is full,
+    or a file is not the one it should be.
     """
     offer = _find(entry, endpoint)
     _check_room(offer, cache, entry.identifier)
@@ -84,7 +85,8 @@ def _find(entry: CatalogEntry, endpoint: str | None) -> Offer:
             info = HfApi(endpoint=endpoint).model_info(source.repository, revision=source.commit, files_metadata=True)
         except GatedRepoError as error:
             raise ModelError(
-                f"{source.repository} is gated: accept its licence at https://huggingface.co/{source.repository}, log in with"
+                f"{source.repository} is gated: accept its licence at https://huggingface.co/{source.repository},"
+                " log in with"
                 " `hf auth login` (or set HF_TOKEN), and run this again"
             ) from error
         except (RepositoryNotFoundError, RevisionNotFoundError, DisabledRepoError):
@@ -134,7 +136,8 @@ def _check_room(offer: Offer, cache: Path, identifier: str) -> None:
     free = shutil.disk_usage(cache).free
     if missing > free:
         raise ModelError(
-            f"{identifier} needs {missing / 1e9:.1f} GB and {cache} has {free / 1e9:.1f} GB free; make room, or set hf_home"
+            f"{identifier} needs {missing / 1e9:.1f} GB and {cache} has {free / 1e9:.1f} GB free; make room, or"
+            " set hf_home"
             " to a larger disk"
         )
 
@@ -185,7 +188,8 @@ def _check_digest(file: Path, name: str, digest: str | None) -> None:
     if found.hexdigest() != digest:
         file.unlink()
         raise ModelError(
-            f"{name} is not the file it should be (SHA-256 {found.hexdigest()} instead of {digest}) and was thrown away;"
+            f"{name} is not the file it should be (SHA-256 {found.hexdigest()} instead of {digest}) and was"
+            " thrown away;"
             " run this again, and if it stays so do not use this source"
         )
 
@@ -197,6 +201,7 @@ def _repository(cache: Path, source: HubSource) -> Path:
 def _out_of_reach(source: HubSource, error: Exception) -> ModelError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ModelError(
-        f"the hub cannot be asked for {source.repository} ({reason}); check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or copy"
-        " the folder from another machine and name it in the setting models.<identifier>; what was fetched so far is kept"
+        f"the hub cannot be asked for {source.repository} ({reason}); check the network, HF_ENDPOINT and"
+        " HF_HUB_OFFLINE, or copy the folder from another machine and name it in the setting models.<identifier>;"
+        " what was fetched so far is kept"
     )

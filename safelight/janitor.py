@@ -1,4 +1,5 @@
-"""The janitor: re-queues runs whose lease ran out (it never executes them), prunes what has expired, sweeps orphan files."""
+"""The janitor: re-queues runs whose lease ran out (it never executes them), prunes what has expired,
+sweeps orphan files."""
 
 from __future__ import annotations
 
@@ -49,8 +50,8 @@ class Janitor:
         await _every(self._settings.prune_interval_seconds, self._store.sweep_checkpoints)
 
     async def requeue(self) -> None:
-        """End the runs that wait past their deadline; give those whose worker fell silent to the next worker, or end them
-        after too many attempts."""
+        """End the runs that wait past their deadline; give those whose worker fell silent to the next worker, or end
+        them after too many attempts."""
         for run in await self._store.runs.end_overdue():
             log.info("deadline missed", extra={"run_id": run.id})
         for run in await self._store.runs.requeue_lost(max_attempts=self._worker_settings.max_attempts):

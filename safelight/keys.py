@@ -1,4 +1,5 @@
-"""API keys as the rest of the house sees them: who is calling and what they may do. The secret itself never gets here."""
+"""API keys as the rest of the house sees them: who is calling and what they may do. The secret itself
+never gets here."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ DAY_SECONDS = 86400
 class Allowance:
     """What a key may use; None: as much as there is. A key that was rotated shares it with its successor.
 
-    A pixel-step is one pixel in one denoising step of one image. Days are those of UTC. Open runs are the queued and the
-    running ones. `weight` is the key's share of a busy device beside other keys of its `priority`; whoever has a higher one goes first.
+    A pixel-step is one pixel in one denoising step of one image. Days are those of UTC. Open runs are the queued and
+    the running ones. `weight` is the key's share of a busy device beside other keys of its `priority`; whoever has a
+    higher one goes first.
     """
 
     requests_per_minute: int | None = None

@@ -1,4 +1,5 @@
-"""The metrics of a server: every name, label and bucket in one place, and the figures that an engine hands up. No I/O."""
+"""The metrics of a server: every name, label and bucket in one place, and the figures that an engine
+hands up. No I/O."""
 
 from __future__ import annotations
 

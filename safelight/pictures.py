@@ -75,7 +75,8 @@ def read_texts(data: bytes) -> dict[str, str]:
 
 
 def _encode_png(pixels: Pixels, texts: dict[str, str]) -> bytes:
-    """One fixed filter (each byte minus the one above) and a fast deflate: several times faster than a filter search."""
+    """One fixed filter (each byte minus the one above) and a fast deflate: several times faster than a
+    filter search."""
     height, width, channels = pixels.shape
     rows = pixels.reshape(height, width * channels)
     filtered = np.empty((height, 1 + width * channels), dtype=np.uint8)

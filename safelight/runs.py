@@ -96,8 +96,9 @@ class LoraUse:
 class RunParams:
     """What a caller asks, with every default filled in. Image i of the run is drawn from `seed + i`.
 
-    A `deterministic` image travels alone through the denoiser, so that its pixels depend on nobody else's. A run with a
-    `strength` begins from a picture: that is the share of the steps that change it. With a mask, only a part is changed.
+    A `deterministic` image travels alone through the denoiser, so that its pixels depend on nobody else's. A
+    run with a `strength` begins from a picture: that is the share of the steps that change it. With a mask,
+    only a part is changed.
     """
 
     prompt: str
@@ -159,7 +160,8 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """What a run was drawn with. Where two runs of the same parameters differ in it, their pixels may."""
+    """What a run was drawn with: versions, device, dtype, threads, backend. Where two runs of the same parameters
+    differ in it, their pixels may."""
 
     safelight: str
     torch: str
@@ -235,8 +237,8 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewRun:
-    """A run about to be stored. `body_digest` tells whether an idempotency key came with the same body. `deadline_ms` is
-    when its pictures are wanted, counted from now."""
+    """A run about to be stored. `body_digest` tells whether an idempotency key came with the same body. `deadline_ms`
+    is when its pictures are wanted, counted from now."""
 
     id: str
     project: str
@@ -282,7 +284,8 @@ class Pulse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a claimed run ended. `status` is one of the three end states; `images` and `progress` are what was not told yet."""
+    """How a claimed run ended. `status` is one of the three end states; `images` and `progress` are
+    what was not told yet."""
 
     status: RunStatus
     run_time_ms: float

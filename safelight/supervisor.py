@@ -1,4 +1,5 @@
-"""The process that `safelight serve` and `safelight worker` are: an API process, a worker for each device, or both; dead ones start again.
+"""The process that `safelight serve` and `safelight worker` are: an API process, a worker for each device, or both;
+dead ones start again.
 
 No torch, no store.
 """
@@ -179,8 +180,8 @@ class Supervisor:
 def start_child(
     arguments: Sequence[str], environment: Mapping[str, str], *, pass_fds: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start a process of a server (see `app`), which waits for `instruct_child`. Keep what this returns: when its standard
-    input closes, the process stops."""
+    """Start a process of a server (see `app`), which waits for `instruct_child`. Keep what this returns: when its
+    standard input closes, the process stops."""
     return subprocess.Popen(  # noqa: S603 - our own interpreter with our own arguments
         [sys.executable, "-m", "safelight.app", *arguments],
         stdin=subprocess.PIPE,

@@ -31,12 +31,13 @@ WIDTH = 4
 class FakeModel:
     """An ImageModel whose data is a Gaussian around one value per prompt, `value_of(text)`, with deviation `std`.
 
-    With `std` 0 every correct sampler ends exactly at that value and the picture has the colour `colour_of(text)`; a row
-    that is given its neighbour's sigma does not. With `std` above 0 the exact solution is known, so a sampler's order
-    can be measured. It predicts noise from the timestep and leaves the denoising to sigma, as real networks do.
+    With `std` 0 every correct sampler ends exactly at that value and the picture has the colour `colour_of(text)`; a
+    row that is given its neighbour's sigma does not. With `std` above 0 the exact solution is known, so a sampler's
+    order can be measured. It predicts noise from the timestep and leaves the denoising to sigma, as real networks do.
 
     `faults` maps prompts to what happens in the denoiser: "error", "nan", "memory" or "decode". `step_seconds` and
-    `decode_seconds` make it slow. Its weights hold `num_bytes`. `calls` counts encode, predict and decode; `rows` lists the rows of each prediction.
+    `decode_seconds` make it slow. Its weights hold `num_bytes`. `calls` counts encode, predict and decode; `rows` lists
+    the rows of each prediction.
     """
 
     def __init__(

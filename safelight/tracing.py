@@ -1,6 +1,7 @@
 """Spans in OpenTelemetry's form, sent to a collector where one is set. Without one nothing of it is imported or done.
 
-A span never carries what callers wrote, nor a key: only names, ids, counts, times and statuses that are given one by one.
+A span never carries what callers wrote, nor a key: only names, ids, counts, times and statuses that are
+given one by one.
 """
 
 from __future__ import annotations

@@ -46,15 +46,16 @@ def find_files(folder: Path, stem: str) -> list[Path]:
 
 
 def find_tokenizer(file: Path) -> Path:
-    """Where the tokenizer of the checkpoint `file` is: a folder, or the packed merges of a package that has them. Raises
-    ModelError, with the remedy, where there is none."""
+    """Where the tokenizer of the checkpoint `file` is: a folder, or the packed merges of a package that has them.
+    Raises ModelError, with the remedy, where there is none."""
     for folder in (file.parent / "tokenizer", file.parent):
         if (folder / "merges.txt").is_file() and (folder / "vocab.json").is_file():
             return folder
     packed = _packaged_merges()
     if packed is None:
         raise ModelError(
-            f"{file} brings no tokenizer: put vocab.json and merges.txt of CLIP's tokenizer (the folder `tokenizer` of any"
+            f"{file} brings no tokenizer: put vocab.json and merges.txt of CLIP's tokenizer (the folder"
+            " `tokenizer` of any"
             f" Stable Diffusion) into {file.parent / 'tokenizer'}, or install them with"
             " `pip install --no-deps open-clip-torch`"
         )

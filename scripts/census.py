@@ -1,4 +1,5 @@
-"""Counts the lines of functions and files. Fails on a function over 60 lines or a file over 400; prints the percentiles."""
+"""Counts the lines of functions and files. Fails on a function over 60 lines or a file over 400; prints
+the percentiles."""
 
 from __future__ import annotations
 

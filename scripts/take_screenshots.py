@@ -22,26 +22,18 @@ MAX_BYTES = 300_000
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """One picture: of which page, how wide, in which light."""
+    """One picture: of which page, in which light."""
 
     name: str
     path: str
-    width: int = 1280
-    height: int = 860
     scheme: str = "light"
 
 
 SHOTS = (
     Shot("home", ""),
-    Shot("home-dark", "", scheme="dark"),
     Shot("playground", "/playground?run={run}", scheme="dark"),
     Shot("run", "/runs/{run}"),
     Shot("deployment", "/deployments/{deployment}"),
-    Shot("keys", "/keys"),
-    Shot("webhooks", "/webhooks", scheme="dark"),
-    Shot("gallery", "/gallery", scheme="dark"),
-    Shot("phone-home", "", 390, 844),
-    Shot("phone-run", "/runs/{run}", 390, 844, "dark"),
 )
 
 
@@ -65,9 +57,7 @@ def take(browser: Browser, url: str, key: str, shots: Sequence[Shot], *, prompt:
     """Take every shot and keep it in docs/images."""
     IMAGES.mkdir(exist_ok=True)
     for shot in shots:
-        context = browser.new_context(
-            base_url=url, color_scheme=shot.scheme, viewport={"width": shot.width, "height": shot.height}
-        )
+        context = browser.new_context(base_url=url, color_scheme=shot.scheme, viewport={"width": 1280, "height": 860})
         page = context.new_page()
         page.set_default_timeout(120_000)
         page.goto("/dashboard/sign-in")

@@ -19,8 +19,9 @@ HEAD = f"""# Settings
 
 Written by `python scripts/write_settings_doc.py` from `safelight/config.py`; change that, not this.
 
-A setting comes from a TOML file (`--config FILE`, or the file that `{PREFIX}CONFIG` names), from the environment, and from
-the flags of a command, each over the one before. An unknown name is an error. `safelight config` prints what is in force.
+A setting comes from a TOML file (`--config FILE`, or the file that `{PREFIX}CONFIG` names), from the environment, and
+from the flags of a command, each over the one before. An unknown name is an error. `safelight config` prints what is
+in force.
 
 In the environment a value is written as in TOML, and a plain text needs no quotes:
 

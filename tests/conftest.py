@@ -22,7 +22,8 @@ WATCH_THE_CLOCK = (
 
 
 class Sharing(LoadScopeScheduling):
-    """Who tests what, where several processes test: each file is one's, and those that watch the clock are all one's."""
+    """Who tests what, where several processes test: each file is one's, and those that watch the clock
+    are all one's."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "the clock" if nodeid.startswith(WATCH_THE_CLOCK) else nodeid.partition("::")[0]

@@ -1,4 +1,5 @@
-"""What the peers share: the contract's request, diffusers' pipeline at its best, and static batches of it."""
+"""What the peers share: the predict contract's example request, diffusers' pipeline at its best, and
+static batches of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The door: HTTP over the store's runs. FastAPI and starlette live here and nowhere else; no torch, no pictures' pixels."""
+"""The door: HTTP over the store's runs. FastAPI and starlette live here and nowhere else; no torch, no
+pictures' pixels."""
 
 from safelight.api.app import create_app
 from safelight.api.dashboard import build_desk

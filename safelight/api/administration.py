@@ -1,4 +1,5 @@
-"""What an administrator may do beyond a caller: see and change deployments, keys, deliveries and the runs of all projects."""
+"""What an administrator may do beyond a caller: see and change deployments, keys, deliveries and the
+runs of all projects."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ _LATENT_CELL = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOffer:
-    """A model that can be deployed. `weights` is where they are on this machine; `remedy` how to get them if nowhere."""
+    """A model that can be deployed. `weights` is where they are on this machine; `remedy` how to get
+    them if nowhere."""
 
     identifier: str
     entry: CatalogEntry | None

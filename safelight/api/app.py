@@ -1,4 +1,5 @@
-"""The composition of the door: routes, what every request goes through, how errors are answered. No torch, no globals."""
+"""The composition of the door: routes, what every request goes through, how errors are answered. No
+torch, no globals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Counts requests, and puts together what /metrics says: this process's own counts, and what the store knows of the others."""
+"""Counts requests, and puts together what /metrics says: this process's own counts, and what the store
+knows of the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What every request goes through, outermost first: its log line, safe headers, the border for surprises, the Host check."""
+"""What every request goes through, outermost first: its log line, safe headers, the border for
+surprises, the Host check."""
 
 from __future__ import annotations
 

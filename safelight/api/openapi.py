@@ -20,7 +20,7 @@ SECURITY_SCHEMES = {
     "key": {"type": "apiKey", "in": "header", "name": "Authorization", "description": "`Authorization: <key>`"},
 }
 
-PAGE_REQUEST = {
+EXAMPLE_REQUEST = {
     "prompt": "a photo of an astronaut riding a horse on mars.",
     "height": 768,
     "width": 512,
@@ -44,7 +44,8 @@ def _optional(schema: dict[str, Any], description: str) -> dict[str, Any]:
 PREDICT_BODY: dict[str, Any] = {
     "type": "object",
     "title": "PredictBody",
-    "description": "null is the default; keys that are not listed are ignored. A deployment may have other defaults and limits.",
+    "description": "null is the default; keys that are not listed are ignored. A deployment may have other"
+    " defaults and limits.",
     "required": ["prompt"],
     "properties": {
         "prompt": {"type": "string", "maxLength": 4000, "description": "What to draw."},
@@ -71,7 +72,8 @@ PREDICT_BODY: dict[str, Any] = {
         "output_format": _optional({"type": "string"}, f"One of {', '.join(OutputFormat)}. Default png."),
         "init_image": _optional(
             {"type": "string"},
-            "A picture to begin from: base64 of a PNG, JPEG or WebP, or `run:<id>/<index>`. Sides that are not named are its own.",
+            "A picture to begin from: base64 of a PNG, JPEG or WebP, or `run:<id>/<index>`. Sides that are not"
+            " named are its own.",
         ),
         "strength": _optional(
             _NUMERIC,
@@ -221,7 +223,7 @@ def route(answers: dict[int, dict[str, Any]], *problems: int, needs_key: bool = 
 
 
 _PREDICT_EXAMPLES = {
-    "page": {"summary": "Every parameter", "value": PAGE_REQUEST},
+    "full": {"summary": "Every parameter", "value": EXAMPLE_REQUEST},
     "short": {"summary": "Only a prompt", "value": {"prompt": "a red house on a green hill"}},
 }
 
@@ -243,7 +245,7 @@ _PREDICT_PARAMETERS = [
 _ACCEPTED_EXAMPLE = {
     "run_id": _EXAMPLE_ID,
     "message": ACCEPTED_MESSAGE,
-    "webhook_endpoint": PAGE_REQUEST["webhook_endpoint"],
+    "webhook_endpoint": EXAMPLE_REQUEST["webhook_endpoint"],
 }
 
 _PREDICT_ANSWERS: dict[int, dict[str, Any]] = {
@@ -296,7 +298,8 @@ _EVENT = {
 FOLLOW_RUN = route(
     {
         200: {
-            "description": "Events to the end of the run: `event` is the kind, `id` the sequence, `data` a JSON object.",
+            "description": "Events to the end of the run: `event` is the kind, `id` the sequence, `data` a JSON"
+            " object.",
             "content": {EVENT_STREAM: {"schema": _EVENT}},
         },
         204: {"description": "The run has ended, and `Last-Event-ID` was its last event."},

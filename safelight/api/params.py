@@ -1,4 +1,5 @@
-"""What a dialect read from a request, and how a deployment completes and judges it. Pure; the same for every dialect."""
+"""What a dialect read from a request, and how a deployment completes and judges it. Pure; the same for
+every dialect."""
 
 from __future__ import annotations
 
@@ -119,7 +120,8 @@ def find_unfit(params: RunParams, deployment: Deployment) -> tuple[FieldError, .
     return tuple(
         FieldError(
             field,
-            f"{params.height} x {params.width} {rule}; with the other side as it is {most // other // multiple * multiple} does",
+            f"{params.height} x {params.width} {rule}; with the other side as it is"
+            f" {most // other // multiple * multiple} does",
         )
         for field, other in (("height", params.width), ("width", params.height))
     )

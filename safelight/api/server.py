@@ -60,9 +60,9 @@ class DoorTransport:
 class DeadlineProtocol(H11Protocol):
     """HTTP/1.1 with one deadline: for the head of each request, and for progress of a blocked answer.
 
-    The body of a request has its own deadline where it is read, with an answer that says so. A connection that is closed
-    while its client still sends is closed in two steps: the kernel would reset it over unread bytes, and the client might
-    lose its answer.
+    The body of a request has its own deadline where it is read, with an answer that says so. A connection that is
+    closed while its client still sends is closed in two steps: the kernel would reset it over unread bytes, and the
+    client might lose its answer.
     """
 
     def __init__(self, *args: Any, deadline_seconds: float, **kwargs: Any) -> None:
@@ -183,7 +183,8 @@ class DeadlineProtocol(H11Protocol):
         return connection
 
     def _num_waiting_bytes(self) -> int:
-        """What the client's machine has not taken yet, here and in the kernel, which asks for more only in megabytes."""
+        """What the client's machine has not taken yet, here and in the kernel, which asks for more only
+        in megabytes."""
         (in_kernel,) = struct.unpack("i", fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4)))
         return self.transport.get_write_buffer_size() + int(in_kernel)
 

@@ -1,4 +1,5 @@
-"""Pictures that runs begin from: found where the request names them, looked at, and kept before the run that names them."""
+"""Pictures that runs begin from: found where the request names them, looked at, and kept before the run
+that names them."""
 
 from __future__ import annotations
 

@@ -161,6 +161,7 @@ def _attempt_view(attempt: DeliveryAttempt, *, with_excerpts: bool) -> AttemptVi
         duration_ms=attempt.duration_ms,
         status_code=attempt.status_code,
         error=attempt.error,
-        # What another machine answered may be a secret of its own: who names a URL must not read it through this server.
+        # What another machine answered may be a secret of its own: who names a URL must not read it through this
+        # server.
         response_excerpt=attempt.response_excerpt if with_excerpts else None,
     )

@@ -134,7 +134,7 @@ def _bucket(data: Path, settings: StoreSettings) -> Finding:
 
 
 def _all_weights(settings: Settings) -> Iterator[Finding]:
-    """What is here, and what the original endpoint's clients ask for. Nobody needs all models there are."""
+    """What is here, and what clients of the predict contract ask for. Nobody needs all models there are."""
     find_weights = weights_finder(settings)
     for identifier in load_catalog(settings.catalog):
         what = f"weights of {identifier}"

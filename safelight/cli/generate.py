@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 ModelOption = Annotated[
     str,
     typer.Option(
-        help="Identifier from `safelight models`, a repository on this machine, a diffusers folder or a checkpoint file."
+        help="Identifier from `safelight models`, a repository on this machine, a diffusers folder or a"
+        " checkpoint file."
     ),
 ]
 LoraOption = Annotated[

@@ -16,8 +16,8 @@ _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def read_loras(pairs: Sequence[str], weights: Path | ModelError) -> tuple[tuple[str, str], ...]:
-    """Names with absolute paths. `weights` are the model's, where they are here. Raises InvalidFields, one entry for each pair
-    that is wrong: no name, no LoRA, or one for another family."""
+    """Names with absolute paths. `weights` are the model's, where they are here. Raises InvalidFields, one entry for
+    each pair that is wrong: no name, no LoRA, or one for another family."""
     wrong: list[FieldError] = []
     found: dict[str, str] = {}
     for pair in pairs:
@@ -56,7 +56,8 @@ def lora_uses(texts: Sequence[str]) -> tuple[LoraUse, ...]:
 
 
 def own_loras(texts: Sequence[str], weights: Path) -> tuple[tuple[tuple[str, str], ...], tuple[LoraUse, ...]]:
-    """Of FILE=SCALE: the files by names of their own, and how they are used. Raises InvalidFields, as `read_loras` does."""
+    """Of FILE=SCALE: the files by names of their own, and how they are used. Raises InvalidFields, as
+    `read_loras` does."""
     uses = lora_uses(texts)
     named = tuple(LoraUse(_UNFIT.sub("-", Path(use.name).stem).strip("._-") or "lora", use.scale) for use in uses)
     files = [f"{short.name}={use.name}" for short, use in zip(named, uses, strict=True)]

@@ -17,7 +17,8 @@ _MAX_STEM_CHARS = 60
 class PictureFolder:
     """Writes the pictures of one command. `out` is a folder, or the wanted name of the first picture.
 
-    `output_format` is what was asked for, by name or by the suffix of `out`; None when neither says. Raises ConfigError.
+    `output_format` is what was asked for, by name or by the suffix of `out`; None when neither says.
+    Raises ConfigError.
     """
 
     def __init__(self, out: str, *, prompt: str, output_format: OutputFormat | None = None) -> None:

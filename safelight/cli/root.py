@@ -49,7 +49,8 @@ COMMANDS = (
 
 
 class SafelightGroup(TyperGroup):
-    """Turns the errors that Safelight and the operating system raise into one line; anything else is a bug and shows."""
+    """Turns the errors that Safelight and the operating system raise into one line; anything else is a
+    bug and shows."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

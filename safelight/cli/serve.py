@@ -101,7 +101,10 @@ def _next_steps(settings: Settings, address: str, ready: _Ready) -> list[str]:
 
 def curl_line(address: str, name: str, key: str) -> str:
     """A request that works when pasted into a shell, and leaves a picture behind."""
-    decode = "import base64, json; open('picture.png', 'wb').write(base64.b64decode(json.load(open('answer.json'))['result'][0]))"
+    decode = (
+        "import base64, json;"
+        " open('picture.png', 'wb').write(base64.b64decode(json.load(open('answer.json'))['result'][0]))"
+    )
     return (
         f"curl --fail-with-body --silent --show-error --output answer.json {address}/{name}/predict"
         f' -H "Authorization: {key}" -H "Content-Type: application/json"'

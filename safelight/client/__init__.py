@@ -1,4 +1,5 @@
-"""The Python client of a Safelight server. Of Safelight itself it needs only the words and the errors: no torch, no database."""
+"""The Python client of a Safelight server. Of Safelight itself it needs only the words and the errors: no
+torch, no database."""
 
 from safelight.client.answers import Result, RunImage, RunRecord
 from safelight.client.blocking import Client, RunHandle

@@ -42,7 +42,8 @@ class Client:
         idempotency_key: str | None = None,
         **params: Unpack[PredictParams],
     ) -> Result:
-        """Draw `prompt` and wait for the pictures. Raises the errors of safelight.errors; WaitTimeout after the time given.
+        """Draw `prompt` and wait for the pictures. Raises the errors of safelight.errors; WaitTimeout
+        after the time given.
 
         The call is repeated when the connection breaks or the server is busy, under one idempotency key: one run.
         """

@@ -1,6 +1,8 @@
-"""Every call as a conversation: what to send, when to pause, what the answer means. No I/O: the two clients carry it out.
+"""Every call as a conversation: what to send, when to pause, what the answer means. No I/O: the two
+clients carry it out.
 
-A conversation is a generator. It yields Send and Pause; the driver sends back the answer, or throws the transport's error in.
+A conversation is a generator. It yields Send and Pause; the driver sends back the answer, or throws the
+transport's error in.
 """
 
 from __future__ import annotations
@@ -60,8 +62,8 @@ Talk: TypeAlias = Generator[Send | Pause, httpx2.Response | None, T]
 
 
 class PredictParams(TypedDict, total=False):
-    """What a call may name besides its prompt; the deployment's defaults stand for the rest. A picture is a file's bytes,
-    or `run:<id>/<index>`."""
+    """What a call may name besides its prompt; the deployment's defaults stand for the rest. A picture is a file's
+    bytes, or `run:<id>/<index>`."""
 
     height: int
     width: int

@@ -15,7 +15,8 @@ _END_KINDS = frozenset({RunEventKind.SUCCEEDED, RunEventKind.FAILED, RunEventKin
 
 
 class EventFeed:
-    """The state of one follower. The client opens `request()`, hands in what comes, and pauses when a connection ends."""
+    """The state of one follower. The client opens `request()`, hands in what comes, and pauses when a
+    connection ends."""
 
     def __init__(
         self,

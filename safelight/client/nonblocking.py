@@ -18,7 +18,8 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """The Client for asyncio: the same calls, awaited. One per event loop; `close` it, or use it as a context manager."""
+    """The Client for asyncio: the same calls, awaited. One per event loop; `close` it, or use it as a
+    context manager."""
 
     def __init__(
         self,
@@ -43,7 +44,8 @@ class AsyncClient:
         idempotency_key: str | None = None,
         **params: Unpack[PredictParams],
     ) -> Result:
-        """Draw `prompt` and wait for the pictures. Raises the errors of safelight.errors; WaitTimeout after the time given.
+        """Draw `prompt` and wait for the pictures. Raises the errors of safelight.errors; WaitTimeout
+        after the time given.
 
         The call is repeated when the connection breaks or the server is busy, under one idempotency key: one run.
         """

@@ -38,7 +38,8 @@ def verify_webhook(
     *,
     now: Callable[[], float] = time.time,
 ) -> WebhookMessage:
-    """Check a delivery's signature and age, and read it. `body` is what arrived, untouched; several secrets may be given.
+    """Check a delivery's signature and age, and read it. `body` is what arrived, untouched; several
+    secrets may be given.
 
     Raises InvalidWebhook.
     """

@@ -19,13 +19,15 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 class CheckpointFolder:
-    """A folder of checkpoints: `<run_id>.<fence>`, a digest and the content. The disk work is done off the event loop."""
+    """A folder of checkpoints: `<run_id>.<fence>`, a digest and the content. The disk work is done off
+    the event loop."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     async def write(self, run_id: str, fence: int, data: bytes) -> None:
-        """Put a checkpoint in the place of all that earlier fences left, and of the last one of this. Raises OSError."""
+        """Put a checkpoint in the place of all that earlier fences left, and of the last one of this.
+        Raises OSError."""
         assert _RUN_ID.fullmatch(run_id), "run ids are made by the server"
         await asyncio.to_thread(self._write, run_id, fence, data)
 

@@ -1,4 +1,4 @@
-"""The database engine and everything in which one database differs from another: clock, locking, pragmas, error numbers.
+"""The database engine, and in what one database differs from another: clock, locking, pragmas, error numbers.
 
 Transactions are plain functions of a Connection. `Database` runs them on threads and awaits them, so a transaction is
 one hop, and a cancelled caller never leaves one half done.
@@ -152,7 +152,7 @@ class Database:
     async def write(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work` so that it is durable once this returns; an error undoes all of it. Raises TryLater, StorageFull.
 
-        Cancelled, it happens whole or not at all. `work` may run twice, the first time undone.
+        Cancelled, it happens whole or not at all. `work` may run again, undone each time but the last.
         """
         write = self._writer.submit(lambda connection: work(connection, *args, **kwargs))
         patience = asyncio.get_running_loop().call_later(BUSY_SECONDS, self._give_up, write)

@@ -28,7 +28,8 @@ RATES = sa.select(sa.func.min(_RECENT.c.rate), sa.func.avg(_RECENT.c.rate))
 def check_deadline(connection: Connection, new: NewRun, *, seconds_to_start: Callable[[], float]) -> None:
     """Refuse `new` where its deadline is out of reach. As long as nothing is known of its deployment, it is taken.
 
-    `seconds_to_start` is how long what waits already takes. Raises InvalidFields where it could not be done by an idle server, DeadlineUnreachable where others are before it.
+    `seconds_to_start` is how long what waits already takes. Raises InvalidFields where it could not be done by an idle
+    server, DeadlineUnreachable where others are before it.
     """
     if new.deadline_ms is None:
         return

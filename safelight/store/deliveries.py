@@ -42,11 +42,13 @@ class Deliveries:
     async def claim_due(
         self, *, limit: int, lease_seconds: float, without_hosts: Collection[str] = ()
     ) -> list[Delivery]:
-        """Take deliveries that are due, the longest due first; for `lease_seconds` nobody else gets them. One transaction."""
+        """Take deliveries that are due, the longest due first; for `lease_seconds` nobody else gets
+        them. One transaction."""
         return await self._database.write(_claim_due, limit, lease_seconds, without_hosts)
 
     async def release(self, claimed: Sequence[Delivery]) -> None:
-        """Give back what `claim_due` gave and was not sent: it is due at once, unless its lease has ended. One transaction."""
+        """Give back what `claim_due` gave and was not sent: it is due at once, unless its lease has
+        ended. One transaction."""
         if claimed:
             await self._database.write(_release, claimed)
             self._notifications.publish("deliveries")
@@ -64,9 +66,9 @@ class Deliveries:
     ) -> Delivery:
         """Keep what came of an attempt and decide what is next. One transaction.
 
-        The attempt gets the next number whatever `attempt.number` says. `retry_seconds[n]` is the wait before try
-        n, the first being 0; it and `retry_after_seconds` both hold. What has arrived, or was ended meanwhile, stays so.
-        A registered endpoint that only failed for `disable_after_seconds`, or says 410, is disabled; None: the attempt
+        The attempt gets the next number whatever `attempt.number` says. `retry_seconds[n]` is the wait before try n,
+        the first being 0; it and `retry_after_seconds` both hold. What has arrived, or was ended meanwhile, stays so. A
+        registered endpoint that only failed for `disable_after_seconds`, or says 410, is disabled; None: the attempt
         says nothing about the endpoint.
         """
         schedule = _Schedule(retry_seconds, retry_after_seconds or 0.0, disable_after_seconds)
@@ -86,7 +88,8 @@ class Deliveries:
         before: tuple[float, str] | None = None,
         limit: int = 50,
     ) -> list[Delivery]:
-        """Deliveries with their attempts, newest first; `before` is time and id of the last one seen. One transaction."""
+        """Deliveries with their attempts, newest first; `before` is time and id of the last one seen.
+        One transaction."""
         query = sa.select(deliveries).order_by(deliveries.c.created_at.desc(), deliveries.c.id.desc()).limit(limit)
         for column, wanted in (
             (deliveries.c.project, project),
@@ -133,8 +136,8 @@ class _Schedule:
 
 
 def add(connection: Connection, run: sa.Row[Any]) -> int:
-    """Deliveries, due now, for the run of a row that has just ended: to its own URL, and to each endpoint that wants it.
-    How many those are.
+    """Deliveries, due now, for the run of a row that has just ended: to its own URL, and to each endpoint that wants
+    it. How many those are.
 
     `has_endpoints` of that row tells whether its project has any.
     Their event id can be told from the run's. One to a disabled endpoint has failed already, and can be resent later.

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from safelight.deployments import PAGE_ALIAS, Deployment, DeploymentStatus, check_name
+from safelight.deployments import DREAMBOOTH_ALIAS, Deployment, DeploymentStatus, check_name
 from safelight.errors import NotFound
 from safelight.store.database import Database, now
 from safelight.store.notifications import Notifications
@@ -61,7 +61,7 @@ class DeploymentTable:
         return await self._database.read(_get, name, version)
 
     async def resolve(self, name: str) -> Deployment:
-        """What a request to `name` gets, the alias of the page included. Raises NotFound. One transaction."""
+        """What a request to `name` gets, DREAMBOOTH_ALIAS included. Raises NotFound. One transaction."""
         return await self._database.read(_resolve, name)
 
     async def list(self) -> list[Deployment]:
@@ -94,7 +94,8 @@ class DeploymentTable:
         load_seconds: float | None = None,
         max_pixels: int | None = None,
     ) -> None:
-        """Note how far a worker is with a version; it holds for two minutes or until the next pulse. One transaction."""
+        """Note how far a worker is with a version; it holds for two minutes or until the next pulse.
+        One transaction."""
         await self._database.write(
             _record_placement,
             worker_id,
@@ -144,7 +145,7 @@ def _get(connection: Connection, name: str, version: int | None) -> Deployment:
 
 def _resolve(connection: Connection, name: str) -> Deployment:
     rows = connection.execute(NEWEST_BY_NAME, {"this_name": name}).all()
-    if not rows and name == PAGE_ALIAS:
+    if not rows and name == DREAMBOOTH_ALIAS:
         rows = connection.execute(NEWEST_BY_MODEL, {"this_model": ALIASED_MODEL}).all()
     if not rows:
         raise _not_found(name)

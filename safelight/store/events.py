@@ -24,7 +24,8 @@ class Events:
         self._database = database
 
     async def after(self, run_id: str, sequence: int = 0) -> list[RunEvent]:
-        """The events of a run that come after `sequence`, in order; none for a run that does not exist. One transaction."""
+        """The events of a run that come after `sequence`, in order; none for a run that does not exist.
+        One transaction."""
         return await self._database.read(_after, run_id, sequence)
 
 

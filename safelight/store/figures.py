@@ -104,7 +104,8 @@ class Figures:
         return await self._database.read(_activity)
 
     async def runs_by_day(self, deployment: str, *, num_days: int) -> Mapping[int, int]:
-        """How many runs of a deployment were asked for on each of the last days, by days since the epoch. One transaction."""
+        """How many runs of a deployment were asked for on each of the last days, by days since the
+        epoch. One transaction."""
         return await self._database.read(_runs_by_day, deployment, num_days)
 
     async def runs_by_key(self, *, seconds: float) -> Mapping[str, int]:

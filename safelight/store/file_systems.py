@@ -13,7 +13,8 @@ NETWORK_FILE_SYSTEMS = frozenset(
 
 
 def refuse_network_file_system(folder: Path) -> None:
-    """Raises ConfigError where `folder` is on one: its file locks are not reliable enough for several writing processes."""
+    """Raises ConfigError where `folder` is on one: its file locks are not reliable enough for several
+    writing processes."""
     kind = _file_system(folder.resolve())
     if kind in NETWORK_FILE_SYSTEMS:
         raise ConfigError(f"{folder} is on a network file system ({kind}); put the data folder on a local disk")

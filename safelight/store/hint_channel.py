@@ -30,7 +30,8 @@ CLOSE_SECONDS = 2.0
 
 
 class HintChannel:
-    """A connection that listens and tells, and its thread. While the database is away nothing is heard, and polling does it.
+    """A connection that listens and tells, and its thread. While the database is away nothing is heard,
+    and polling does it.
 
     Apart from the store's transactions: a transaction that tells makes all others that tell wait for its commit.
     """

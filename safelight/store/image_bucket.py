@@ -1,4 +1,5 @@
-"""Pictures as objects of an S3-compatible bucket, under the names they would have in a folder. boto3 is imported here only."""
+"""Pictures as objects of an S3-compatible bucket, under the names they would have in a folder. boto3 is
+imported here only."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class ImageBucket:
     def __init__(self, url: str, *, endpoint: str | None, thumbnails: Path) -> None:
         """`url` is s3://bucket/prefix. Credentials and region are looked for where AWS's own tools do.
 
-        Small versions lie in the folder `thumbnails` of this machine, under the names of their pictures but the endings.
+        Small versions lie in the folder `thumbnails` of this machine, under the names of their pictures
+        but the endings.
         """
         self._bucket, _, prefix = url.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""

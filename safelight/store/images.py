@@ -33,7 +33,8 @@ class StoredImage(NamedTuple):
 
 
 class Images(Protocol):
-    """Where pictures lie: under `<run_id[:2]>/<run_id>/<index>-<fence>.<format>`, on shelves of a run id's first two characters."""
+    """Where pictures lie: under `<run_id[:2]>/<run_id>/<index>-<fence>.<format>`, on shelves of a run id's
+    first two characters."""
 
     async def check(self) -> None:
         """Try whether pictures can be kept there. Raises ConfigError with the remedy."""
@@ -63,7 +64,8 @@ class ImageFolder:
     """Images in a folder. The disk work is done off the event loop."""
 
     def __init__(self, folder: Path, *, thumbnails: Path | None = None) -> None:
-        """`thumbnails` is where small versions may lie, under the same names but their endings; they go with their pictures."""
+        """`thumbnails` is where small versions may lie, under the same names but their endings; they go with
+        their pictures."""
         self._folder = folder
         self._thumbnails = thumbnails
         self._lasting_shelves: set[str] = set()

@@ -1,4 +1,5 @@
-"""API keys. Of a key only its public beginning and a keyed digest are stored; the secret is shown once, when it is made."""
+"""API keys. Of a key only its public beginning and a keyed digest are stored; the secret is shown once,
+when it is made."""
 
 from __future__ import annotations
 
@@ -103,7 +104,8 @@ class Keys:
         return await self._database.read(_get, key_id)
 
     async def allow(self, key_id_or_name: str, allowance: Allowance) -> Key:
-        """Set what a key may use, and its successors and predecessors with it. Raises InvalidFields, NotFound. One transaction."""
+        """Set what a key may use, and its successors and predecessors with it. Raises InvalidFields, NotFound.
+        One transaction."""
         _check_allowance(allowance)
         return await self._database.write(_allow, key_id_or_name, to_json(allowance))
 
@@ -121,7 +123,8 @@ class Keys:
         return await self._database.write(_rotate, key_id_or_name, columns, overlap_seconds=overlap_seconds), secret
 
     async def revoke(self, key_id_or_name: str) -> Key:
-        """End a key, named by its id or by the name it has; a revoked one stays so. Raises NotFound. One transaction."""
+        """End a key, named by its id or by the name it has; a revoked one stays so. Raises NotFound.
+        One transaction."""
         return await self._database.write(_revoke, key_id_or_name)
 
     async def touch(self, key_id: str) -> None:

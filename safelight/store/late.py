@@ -1,7 +1,7 @@
 """Rows that are written just before their transaction commits, all of one table in one statement.
 
-For what is only appended and what no transaction reads that wrote it: many writes are committed together, and each statement
-more is a way to the database and back.
+For what is only appended and what no transaction reads that wrote it: many writes are committed together, and each
+statement more is a way to the database and back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ _ROWS = "late rows"
 
 def begin_late(connection: Connection) -> None:
     """From now on `add_late` works within this transaction, which has just begun."""
-    # What a transaction left that was undone is forgotten here: a connection that was lost has no place for it any more.
+    # What a transaction left that was undone is forgotten here: a connection that was lost has no place for it any
+    # more.
     connection.info[_ROWS] = {}
 
 

@@ -72,7 +72,8 @@ class Ledger:
         return await self._database.read(_standings, key_id)
 
     async def usage(self, *, since: float, project: str | None = None) -> Sequence[Usage]:
-        """What keys have used since a time, by key and deployment; of runs long gone whole days only. One transaction."""
+        """What keys have used since a time, by key and deployment; of runs long gone whole days only.
+        One transaction."""
         return await self._database.read(_usage, since, project)
 
 

@@ -1,4 +1,5 @@
-"""What a metrics scrape reads: the queue, the runs that ended since the last one, the workers. Each read is one transaction."""
+"""What a metrics scrape reads: the queue, the runs that ended since the last one, the workers. Each
+read is one transaction."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ class MeasureTable:
         self._database = database
 
     async def read(self, *, since: float | None) -> Measures:
-        """The present, and the runs that ended after `since`, the `until` of the read before; None: no runs. One transaction."""
+        """The present, and the runs that ended after `since`, the `until` of the read before; None: no runs.
+        One transaction."""
         return await self._database.read(_read, since)
 
 

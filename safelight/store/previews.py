@@ -1,4 +1,5 @@
-"""Previews of runs under way: one small file per run, written anew while somebody watches. Never durable, never missed."""
+"""Previews of runs under way: one small file per run, written anew while somebody watches. Never
+durable, never missed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What goes when: runs by age, images by a budget of bytes, the log of deliveries by age. Nothing that is still to be told."""
+"""What goes when: runs by age, images by a budget of bytes, the log of deliveries by age. Nothing that
+is still to be told."""
 
 from __future__ import annotations
 
@@ -42,9 +43,11 @@ class Retention:
         self._images = kept_images
 
     async def expire_images(self, *, max_bytes: int) -> Expiry:
-        """Remove the images of the runs that ended first until all images fit; the runs stay. One transaction per batch.
+        """Remove the images of the runs that ended first until all images fit; the runs stay. One
+        transaction per batch.
 
-        Runs that have not ended, or that a webhook is still to be told of, keep theirs: `bytes_over_budget` may be left.
+        Runs that have not ended, or that a webhook is still to be told of, keep theirs:
+        `bytes_over_budget` may be left.
         """
         num_runs = num_bytes = 0
         while True:

@@ -1,4 +1,5 @@
-"""From rows to the words of the house and back. JSON text is read leniently, so that either side may be the newer one."""
+"""From rows to the words of the house and back. JSON text is read leniently, so that either side may be
+the newer one."""
 
 from __future__ import annotations
 

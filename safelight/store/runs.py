@@ -59,7 +59,8 @@ class Runs:
         return run, is_new
 
     async def made_by(self, project: str, idempotency_key: str, body_digest: str | None) -> Run | None:
-        """The run that this key made before. Raises IdempotencyMismatch when it came with another body. One transaction."""
+        """The run that this key made before. Raises IdempotencyMismatch when it came with another body.
+        One transaction."""
         return await self._database.read(queueing.made_by, project, idempotency_key, body_digest)
 
     async def get(self, run_id: str, *, project: str | None = None) -> Run:
@@ -90,8 +91,9 @@ class Runs:
     ) -> list[Claim]:
         """Take the runs that have waited longest, at most `limit`, each with a higher fence. One transaction.
 
-        Higher priorities come first. Of one priority those of the API keys in `crowded` (`""`: of none) come after all others, key by key. Of these first ones, those
-        with `attempts_below` or more, and those not `above_priority`, stay where they are, and nobody overtakes them.
+        Higher priorities come first. Of one priority those of the API keys in `crowded` (`""`: of none) come after all
+        others, key by key. Of these first ones, those with `attempts_below` or more, and those not `above_priority`,
+        stay where they are, and nobody overtakes them.
         """
         claimed = await self._database.write(
             claims.claim,
@@ -132,19 +134,22 @@ class Runs:
         self._hint_runs([claim.run.id])
 
     async def finish(self, claim: Claim, outcome: Outcome) -> None:
-        """End a claimed run, with its last pictures, its events and its deliveries. Raises LostClaim. One transaction."""
+        """End a claimed run, with its last pictures, its events and its deliveries. Raises LostClaim.
+        One transaction."""
         assert outcome.status.has_ended, "an outcome is an end"
         num_deliveries = await self._database.write(claims.finish, claim, outcome)
         self._hint_ended(claim.run.id, has_deliveries=num_deliveries > 0)
 
     async def release(self, claim: Claim) -> None:
-        """Give a run back unfinished, at no cost to its attempts; end it if it was cancelled. Raises LostClaim. One transaction."""
+        """Give a run back unfinished, at no cost to its attempts; end it if it was cancelled. Raises LostClaim.
+        One transaction."""
         run = await self._database.write(claims.release, claim)
         self._notifications.publish("queue")
         self._hint_end(run)
 
     async def cancel(self, run_id: str, *, project: str | None = None) -> Run:
-        """End a queued run, or ask the worker of a running one to stop; an ended run stays. Raises NotFound. One transaction."""
+        """End a queued run, or ask the worker of a running one to stop; an ended run stays. Raises NotFound.
+        One transaction."""
         run = await self._database.write(_cancel, run_id, project)
         if run.status is RunStatus.RUNNING:
             self._notifications.publish("cancel")
@@ -171,7 +176,8 @@ class Runs:
         return ended
 
     async def delete(self, run_id: str, *, project: str | None = None) -> None:
-        """Forget a run and its images; what is on its way to webhooks ends. Raises NotFound, Conflict while it runs. One transaction."""
+        """Forget a run and its images; what is on its way to webhooks ends. Raises NotFound, Conflict while it runs.
+        One transaction."""
         await self._images.remove(await self._database.write(_delete, run_id, project))
         self._hint_ended(run_id)
 

@@ -1,4 +1,5 @@
-"""Sign-in links: each a secret that stands for one key, once, for a short time. Files, so that any process may make one."""
+"""Sign-in links: each a secret that stands for one key, once, for a short time. Files, so that any
+process may make one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Which SQLite: the one that comes with its driver where that is installed, else Python's own, which is as old as the system."""
+"""Which SQLite: the one that comes with its driver where that is installed, else Python's own, which is
+as old as the system."""
 
 from __future__ import annotations
 

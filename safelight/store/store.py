@@ -128,7 +128,8 @@ class Store:
 
 
 def open_images(data: Path, url: str | None, endpoint: str | None) -> Images:
-    """The bucket at `url`, or the folder in `data` where there is none. Nothing is asked of either. Raises ConfigError."""
+    """The bucket at `url`, or the folder in `data` where there is none. Nothing is asked of either.
+    Raises ConfigError."""
     thumbnails = data / "thumbnails"
     if url is None:
         return ImageFolder(data / "images", thumbnails=thumbnails)

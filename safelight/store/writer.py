@@ -20,8 +20,8 @@ T = TypeVar("T")
 MAX_TOGETHER = 64
 """Writes in one commit: the first of them waits for all the others."""
 
-
 MAX_TIMES_ALONE = 4
+"""How often a write is done by itself while its errors are passing ones."""
 
 
 class CommitInDoubt(Exception):

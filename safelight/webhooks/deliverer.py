@@ -46,7 +46,8 @@ _STATUS_CODES = {RunStatus.SUCCEEDED: 200, RunStatus.FAILED: 500, RunStatus.CANC
 
 @dataclass(frozen=True, slots=True)
 class _Tried:
-    """What came of a try; `give_up`: no later one could go better; not `was_sent`: it says nothing about the endpoint."""
+    """What came of a try; `give_up`: no later one could go better; not `was_sent`: it says nothing
+    about the endpoint."""
 
     answer: Answer
     give_up: bool
@@ -54,7 +55,8 @@ class _Tried:
 
 
 class Deliverer:
-    """Sends what `store.deliveries` holds. Several may work on one store: a lease keeps them off each other's deliveries."""
+    """Sends what `store.deliveries` holds. Several may work on one store: a lease keeps them off each
+    other's deliveries."""
 
     def __init__(
         self,
@@ -73,7 +75,8 @@ class Deliverer:
         count_attempt: Callable[[int | None], None] = lambda status_code: None,
         tracing: Tracing = OFF,
     ) -> None:
-        """`network` and `resolve` are what `policy` guards; `secrets` gives what a delivery is signed with, newest first."""
+        """`network` and `resolve` are what `policy` guards; `secrets` gives what a delivery is signed
+        with, newest first."""
         self._store = store
         self._settings = settings
         self._secrets = secrets or store.signing_secrets
@@ -126,7 +129,8 @@ class Deliverer:
             log.warning("deliveries wait for the end of their lease", extra={"num": len(unsent), "reason": str(error)})
 
     async def _claim(self) -> float:
-        """Claim what is due and has room, and start what fits. Returns how long nothing else will be due, in seconds."""
+        """Claim what is due and has room, and start what fits. Returns how long nothing else will be
+        due, in seconds."""
         try:
             pause_seconds = await self._claim_due()
         except Exception as error:

@@ -62,7 +62,8 @@ class Poster:
         )
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Send `body` and read the answer, all within the time limit. What goes wrong is in the answer; nothing is raised."""
+        """Send `body` and read the answer, all within the time limit. What goes wrong is in the answer;
+        nothing is raised."""
         try:
             target = parse_target(url)
         except ValueError as error:

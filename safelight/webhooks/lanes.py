@@ -1,8 +1,8 @@
 """Which claimed delivery may go out next: a lane per host, so that a slow host holds back nobody but itself.
 
-Hosts whose last try was taken soon are proven. The others share a part of the places and wait in short lanes: however many
-of them are dead, the proven ones find room. A proven host whose try takes long is proven no more, and that try gives its
-place back.
+Hosts whose last try was taken soon are proven. The others share a part of the places and wait in short lanes: however
+many of them are dead, the proven ones find room. A proven host whose try takes long is proven no more, and that try
+gives its place back.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Lanes:
     """Claimed deliveries that wait, by host. One owner; no I/O.
 
     Of `max_total` places, those that are not proven have `max_unproven`; by default three quarters. A lane that is full
-    asks for no more: `full_hosts` are left out of the next claim. A waiting delivery is dropped at its deadline: its lease
-    ends unused and it is claimed again.
+    asks for no more: `full_hosts` are left out of the next claim. A waiting delivery is dropped at its deadline: its
+    lease ends unused and it is claimed again.
     """
 
     def __init__(
@@ -62,7 +62,8 @@ class Lanes:
         return host not in self._lanes or len(self._lanes[host].waiting) <= self._max_waiting(host) // 2
 
     def start_next(self, now: float) -> tuple[str, Delivery] | None:
-        """Take the next delivery that may go out at `now`, hosts in turn, and count it as running. None: nothing fits."""
+        """Take the next delivery that may go out at `now`, hosts in turn, and count it as running.
+        None: nothing fits."""
         if self._num_running - self._num_late >= self._max_total:
             return None
         takes_unproven = self._num_unproven_running() < self._max_unproven
@@ -81,8 +82,8 @@ class Lanes:
         return None
 
     def doubt(self, host: str) -> bool:
-        """A try runs late; whether it gave its place back. Only those of a host that was proven do: the others never had
-        the places that are kept for proven ones."""
+        """A try runs late; whether it gave its place back. Only those of a host that was proven do: the others never
+        had the places that are kept for proven ones."""
         lane = self._lanes[host]
         gives_back = host in self._proven or lane.num_late > 0
         self._proven.pop(host, None)
@@ -92,7 +93,8 @@ class Lanes:
         return gives_back
 
     def finish(self, host: str, *, is_proven: bool, gave_back: bool = False) -> None:
-        """Free the place that a delivery to `host` held, unless it `gave_back` it; whether the host is proven is known anew."""
+        """Free the place that a delivery to `host` held, unless it `gave_back` it; whether the host is
+        proven is known anew."""
         self._lanes[host].num_running -= 1
         self._num_running -= 1
         if gave_back:

@@ -1,7 +1,8 @@
-"""Where deliveries may go. The guard sits where the connection is made: resolve once, judge every answer, connect to one.
+"""Where deliveries may go. The guard sits where the connection is made: resolve once, judge every
+answer, connect to one.
 
-A check of the URL alone proves nothing (names change their answers, numbers have many spellings); `check_url` is only the
-early, friendly form of it.
+A check of the URL alone proves nothing (names change their answers, numbers have many spellings); `check_url` is only
+the early, friendly form of it.
 """
 
 from __future__ import annotations
@@ -145,7 +146,8 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[SocketOption] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Connect to the first address of `host` that answers. Raises DeniedTarget if the policy forbids any of them."""
+        """Connect to the first address of `host` that answers. Raises DeniedTarget if the policy
+        forbids any of them."""
         addresses = await self._permitted(host, port)
         options = list(socket_options or ())
         seconds = min(self._seconds_per_address, timeout or self._seconds_per_address)
@@ -182,7 +184,8 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
 
 
 def parse_target(url: str) -> httpx2.URL:
-    """`url` as the deliverer will read it. Raises ValueError, with the rule in its message, for what is no plain http(s) URL."""
+    """`url` as the deliverer will read it. Raises ValueError, with the rule in its message, for what is no
+    plain http(s) URL."""
     if len(url) > MAX_URL_LENGTH:
         raise ValueError(f"must be at most {MAX_URL_LENGTH} characters long")
     try:

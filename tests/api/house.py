@@ -23,7 +23,7 @@ from safelight.store import Store
 
 from .documented import check_documented
 
-PAGE_BODY = {
+EXAMPLE_BODY = {
     "prompt": "a photo of an astronaut riding a horse on mars.",
     "height": 768,
     "width": 512,

@@ -1,4 +1,4 @@
-"""Every row of the contract's error table, over HTTP: status, problem document, headers."""
+"""Every row of the predict contract's error table, over HTTP: status, problem document, headers."""
 
 from __future__ import annotations
 

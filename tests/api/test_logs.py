@@ -6,7 +6,7 @@ import logging
 
 from safelight.config import ServerSettings
 
-from .house import PAGE_BODY, failing
+from .house import EXAMPLE_BODY, failing
 
 MARKED = "hf_MARKEDtokenMARKEDtoken"
 
@@ -18,7 +18,7 @@ def lines_of(caplog, logger: str) -> list[dict[str, object]]:
 async def test_a_request_is_one_line_with_template_status_time_run_and_key(house, caplog):
     caplog.set_level(logging.INFO)
     async with house.working():
-        answer = await house.client.post("/v1/p/pinhole/predict", json=PAGE_BODY)
+        answer = await house.client.post("/v1/p/pinhole/predict", json=EXAMPLE_BODY)
     run_id = answer.json()["run_id"]
     await house.client.get(f"/runs/{run_id}?x=secret")
     await house.client.get("/secret/not/there")

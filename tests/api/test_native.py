@@ -17,7 +17,7 @@ from safelight.deployments import Defaults, Deployment, Limits, Serving
 from safelight.errors import MalformedBody
 from safelight.runs import MAX_SEED, ImageRecord, LoraUse, OutputFormat, Run, RunParams, RunStatus, SamplerName
 
-from .house import PAGE_BODY
+from .house import EXAMPLE_BODY
 
 DEPLOYMENT = Deployment(name="pinhole", version=1, model="stable-diffusion", defaults=Defaults(width=640))
 
@@ -36,10 +36,12 @@ def wrong_fields(**body: object) -> dict[str, str]:
 
 
 def test_the_pages_own_request_is_read_word_for_word():
-    asked = native.to_params(native.parse_body(json.dumps(PAGE_BODY | {"webhook_endpoint": "https://y.com"}).encode()))
+    asked = native.to_params(
+        native.parse_body(json.dumps(EXAMPLE_BODY | {"webhook_endpoint": "https://y.com"}).encode())
+    )
     params = complete(asked, DEPLOYMENT, fresh_seed=7)
     assert params == RunParams(
-        prompt=PAGE_BODY["prompt"],
+        prompt=EXAMPLE_BODY["prompt"],
         negative_prompt="no sky",
         height=768,
         width=512,

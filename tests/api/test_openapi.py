@@ -8,7 +8,7 @@ import re
 from fastapi.routing import APIRoute
 
 from safelight.api.dialects import native
-from safelight.api.openapi import PAGE_REQUEST, PREDICT_BODY
+from safelight.api.openapi import EXAMPLE_REQUEST, PREDICT_BODY
 
 
 def refs_in(value: object) -> set[str]:
@@ -53,7 +53,7 @@ async def test_every_operation_tells_its_errors_and_its_parameters(house):
 async def test_the_examples_are_taken_by_the_server(house):
     document = (await house.client.get("/openapi.json")).json()
     content = document["paths"]["/{deployment}/predict"]["post"]["requestBody"]["content"]["application/json"]
-    assert content["examples"]["page"]["value"] == PAGE_REQUEST
+    assert content["examples"]["full"]["value"] == EXAMPLE_REQUEST
     for example in content["examples"].values():
         answer = await house.client.post("/pinhole/predict", json=example["value"], headers={"Prefer": "respond-async"})
         assert answer.status_code in {200, 202}

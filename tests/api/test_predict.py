@@ -13,12 +13,12 @@ from safelight.deployments import Defaults, Deployment, DeploymentStatus, Limits
 from safelight.envelope import ACCEPTED_MESSAGE
 from safelight.runs import Outcome, RunStatus
 
-from .house import PAGE_BODY, solid_png
+from .house import EXAMPLE_BODY, solid_png
 
 
 async def test_the_answer_is_exactly_the_envelope_of_the_page(house):
     async with house.working():
-        answer = await house.client.post("/pinhole/predict", json=PAGE_BODY | {"seed": 40})
+        answer = await house.client.post("/pinhole/predict", json=EXAMPLE_BODY | {"seed": 40})
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
     envelope = answer.json()
     assert list(envelope) == ["run_id", "run_time_ms", "message", "result"]

@@ -9,7 +9,7 @@ from safelight.api.views import DeploymentList, RunPage, RunView
 from safelight.deployments import DeploymentStatus
 from safelight.keys import Scope
 
-from .house import PAGE_BODY, failing, solid_png
+from .house import EXAMPLE_BODY, failing, solid_png
 
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 ASYNC = {"Prefer": "respond-async"}
@@ -22,13 +22,13 @@ async def submit(house, **body: object) -> str:
 
 async def test_a_record_says_all_there_is_to_say(house):
     async with house.working():
-        run_id = (await house.client.post("/pinhole/predict", json=PAGE_BODY | {"seed": 7})).json()["run_id"]
+        run_id = (await house.client.post("/pinhole/predict", json=EXAMPLE_BODY | {"seed": 7})).json()["run_id"]
     answer = await house.client.get(f"/runs/{run_id}")
     RunView.model_validate_json(answer.content, strict=False)
     record = answer.json()
     assert record["id"] == record["run_id"] == run_id
     assert (record["deployment"], record["version"], record["status"]) == ("pinhole", 1, "succeeded")
-    assert record["params"] == PAGE_BODY | {
+    assert record["params"] == EXAMPLE_BODY | {
         "seed": 7,
         "sampler": "euler",
         "spacing": "automatic",

@@ -1,4 +1,5 @@
-"""One marked key, one webhook secret and one token of the hub through everything, and then a search: they are nowhere."""
+"""One marked key, one webhook secret and one token of the hub through everything, and then a search:
+they are nowhere."""
 
 from __future__ import annotations
 

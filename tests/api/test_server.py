@@ -17,7 +17,7 @@ import uvicorn
 from safelight.config import ServerSettings
 from safelight.runs import RunStatus
 
-from .house import PAGE_BODY
+from .house import EXAMPLE_BODY
 
 BIG = 8_000_000
 DEADLINE = ServerSettings(port=0, receive_timeout_seconds=0.4, sync_timeout_seconds=20)
@@ -237,7 +237,7 @@ async def test_a_reader_of_drops_is_dropped_and_a_slow_one_is_not(make_house):
 async def test_a_client_that_hangs_up_loses_only_its_connection(make_house):
     async with make_house(DEADLINE) as house, house.serving() as (server, port):
         async with connected(port) as (_, writer):
-            body = json.dumps(PAGE_BODY).encode()
+            body = json.dumps(EXAMPLE_BODY).encode()
             writer.write(predict_head(house, len(body)) + body)
             (run,) = await house.queued(1)
         await quiet(server)

@@ -33,7 +33,8 @@ async def until_closed(loop, connection) -> None:
 
 
 async def read_drop_by_drop(loop, connection, server) -> None:
-    """Takes 100 bytes every half second of an answer that is larger than what the kernel holds, until the door lets go."""
+    """Takes 100 bytes every half second of an answer that is larger than what the kernel holds, until
+    the door lets go."""
     with contextlib.suppress(OSError):
         while await loop.sock_recv(connection, 100) and is_held(server, connection):  # noqa: ASYNC110 - it is the slowness
             await asyncio.sleep(0.5)

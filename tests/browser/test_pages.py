@@ -332,7 +332,8 @@ def test_another_site_cannot_post_a_form(open_page: Open, site: Site, complaints
     class Evil(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             form = f'<form method="post" action="{site.url}/dashboard/keys"><input name="name" value="stolen">'
-            page = f'<!doctype html>{form}<input name="scope" value="admin"></form><script>document.forms[0].submit()</script>'
+            script = "<script>document.forms[0].submit()</script>"
+            page = f'<!doctype html>{form}<input name="scope" value="admin"></form>{script}'
             self.send_response(200)
             self.send_header("Content-Type", "text/html")
             self.end_headers()

@@ -1,4 +1,5 @@
-"""The client against the real door over a real store, with a worker of a few lines, and deliveries back to a receiver."""
+"""The client against the real door over a real store, with a worker of a few lines, and deliveries back
+to a receiver."""
 
 from __future__ import annotations
 

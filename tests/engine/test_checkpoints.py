@@ -1,4 +1,5 @@
-"""Half-drawn runs, saved and gone on with. FakeModel's data has a deviation here: a wrong step would show in the picture."""
+"""Half-drawn runs, saved and gone on with. FakeModel's data has a deviation here: a wrong step would
+show in the picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What each of two keys gets of a busy device: the worker's claims and the engine's scheduler together, on simulated time."""
+"""What each of two keys gets of a busy device: the worker's claims and the engine's scheduler together, on
+simulated time."""
 
 from __future__ import annotations
 

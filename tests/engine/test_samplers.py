@@ -96,7 +96,8 @@ def error_of_the_way(sampler: SamplerName, num_steps: int) -> float:
 
 
 def error_of_the_deviation(sampler: SamplerName, num_steps: int) -> float:
-    """For samplers that add noise. All is linear, so a latent can carry its share of every noise as a number of its own."""
+    """For samplers that add noise. All is linear, so a latent can carry its share of every noise as a
+    number of its own."""
     half, first, middle = halfway(sampler, num_steps)
     shares = torch.eye(len(half) + 1, dtype=torch.float64)[:, None, None, None, :]
     start = shares[0] * np.sqrt(STD**2 + first**2) / half.initial_scale

@@ -1,7 +1,7 @@
 """All experiments at full size: `python -m tests.faults [--share 0.01] [--only sqlite] [--write FILE]` prints a table.
 
-Every figure is kept as soon as it is there (`--keep FILE`): with `--resume` a run that was broken off goes on, and runs of
-parts (`--only`, which takes names of `--list`, promises and databases) come together in one table.
+Every figure is kept as soon as it is there (`--keep FILE`): with `--resume` a run that was broken off goes on, and runs
+of parts (`--only`, which takes names of `--list`, promises and databases) come together in one table.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ NUM_LANES = 2
 """Experiments at a time: most of them wait a good deal."""
 
 PROMISES = """
-1 an accepted run is never lost and has one result; 2 every end is told at least once, with the same bytes; 3 what was answered survives power loss;
-4 a half-done run goes on from its checkpoint; 5 one Idempotency-Key makes one run; 6 a full disk or an absent database never corrupts and never lies;
-7 a run that kills its worker ends as failed and nobody else notices; 8 SIGTERM is clean; 9 webhooks reach nothing inside; 10 a dead or hostile endpoint
-harms nobody else; 11 signatures verify, and rotation has no gap; 12 no input makes a server error or an undocumented answer; 13 the store obeys its state
-machine on both databases; 14 nothing over the limits is accepted; 15 no pickle is ever loaded; 16 keys are not to be had from database, logs, traces,
-answers; 17 slow clients do not stop the door; 18 the dashboard cannot be driven from another site, and prompts run no script; 19 upgrades keep data;
-20 load leaks nothing.
+1 an accepted run is never lost and has one result; 2 every end is told at least once, with the same bytes; 3 what was
+answered survives power loss; 4 a half-done run goes on from its checkpoint; 5 one Idempotency-Key makes one run; 6 a
+full disk or an absent database never corrupts and never lies; 7 a run that kills its worker ends as failed and nobody
+else notices; 8 SIGTERM is clean; 9 webhooks reach nothing inside; 10 a dead or hostile endpoint harms nobody else; 11
+signatures verify, and rotation has no gap; 12 no input makes a server error or an undocumented answer; 13 the store
+obeys its state machine on both databases; 14 nothing over the limits is accepted; 15 no pickle is ever loaded; 16 keys
+are not to be had from database, logs, traces, answers; 17 slow clients do not stop the door; 18 the dashboard cannot be
+driven from another site, and prompts run no script; 19 upgrades keep data; 20 load leaks nothing.
 """
 
 
@@ -157,12 +158,14 @@ def as_markdown(results: Results, size: Size) -> str:
         [
             "# What the server promises under faults",
             "",
-            "Written by `make faults`: real processes of the server over FakeModel, killed, stopped, stalled and starved; and the",
-            "tests of the usual suite that prove a promise, with what they measured. `python -m tests.faults --list` names the",
-            "experiments, `--only` does one or those of one database, `--resume` goes on where a run was broken off.",
+            "Written by `make faults`: real processes of the server over FakeModel, killed, stopped, stalled and",
+            "starved; and the tests of the usual suite that prove a promise, with what they measured.",
+            "`python -m tests.faults --list` names the experiments, `--only` does one or those of one database,",
+            "`--resume` goes on where a run was broken off.",
             "`python -m tests.faults.guards` takes out what keeps a promise, in a copy, and sees its test fail.",
             "",
-            f"{describe()}; {size.share:.0%} of the full size, in {results.total_minutes:.0f} minutes, {NUM_LANES} experiments at a time.",
+            f"{describe()}; {size.share:.0%} of the full size, in {results.total_minutes:.0f} minutes,"
+            f" {NUM_LANES} experiments at a time.",
             "",
             "| promise | what was done | figure | verdict |",
             "|---|---|---|---|",

@@ -1,4 +1,5 @@
-"""Promise 6: a disk that is full, and a database that is gone. Real API and worker; nothing that was accepted is lost."""
+"""Promise 6: a disk that is full, and a database that is gone. Real API and worker; nothing that was
+accepted is lost."""
 
 from __future__ import annotations
 
@@ -95,7 +96,10 @@ def full_disk(folder: Path, *, num_rounds: int) -> Figure | None:
     faults += found.faults + check(not half, f"{len(half)} half pictures") + check(refused > 0, "nothing was refused")
     faults += check(back <= BACK_SECONDS, f"back after {back:.1f} s")
     faults += check(set(asking.answers) <= {202, 429, 503, 507}, f"answers {dict(asking.answers)}")
-    figure = f"{refused} refused with 503 or 507, {len(half)} half pictures, back within {back:.1f} s, {found.num_runs} runs kept"
+    figure = (
+        f"{refused} refused with 503 or 507, {len(half)} half pictures, back within {back:.1f} s,"
+        f" {found.num_runs} runs kept"
+    )
     return Figure("6", f"{num_rounds} times: {done}", figure, faults)
 
 

@@ -1,4 +1,5 @@
-"""The processes of a server, forked from this warm one: real API, real workers, FakeModel. Killed and started at will."""
+"""The processes of a server, forked from this warm one: real API, real workers, FakeModel. Killed and
+started at will."""
 
 from __future__ import annotations
 

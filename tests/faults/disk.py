@@ -1,7 +1,7 @@
 """A disk that loses power: a record of a process's system calls, and what may be left of its files at any moment of it.
 
-What was synced is there. Of the rest any part may be: each write whole, torn at sectors, or not at all, whatever became of
-those before it; of unsynced names (new, renamed, removed files) the first so many.
+What was synced is there. Of the rest any part may be: each write whole, torn at sectors, or not at all, whatever became
+of those before it; of unsynced names (new, renamed, removed files) the first so many.
 """
 
 from __future__ import annotations

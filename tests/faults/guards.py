@@ -141,7 +141,8 @@ GUARDS = (
         "the look for fields over a limit",
         "safelight/api/params.py",
         "def find_wrong(asked: NewParams, params: RunParams, deployment: Deployment) -> tuple[FieldError, ...]:\n",
-        "def find_wrong(asked: NewParams, params: RunParams, deployment: Deployment) -> tuple[FieldError, ...]:\n    return ()\n\n\n"
+        "def find_wrong(asked: NewParams, params: RunParams, deployment: Deployment) -> tuple[FieldError, ...]:\n"
+        "    return ()\n\n\n"
         "def _unused(asked: NewParams, params: RunParams, deployment: Deployment) -> tuple[FieldError, ...]:\n",
         "tests/api/test_native.py",
     ),

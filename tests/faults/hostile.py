@@ -1,4 +1,5 @@
-"""Promises 10 and 11: endpoints that are dead or hostile beside a good one, and a secret that rotates under deliveries."""
+"""Promises 10 and 11: endpoints that are dead or hostile beside a good one, and a secret that rotates
+under deliveries."""
 
 from __future__ import annotations
 
@@ -81,7 +82,10 @@ def hostile_endpoints(folder: Path, *, num_good: int, max_p99_seconds: float = M
     faults = check(len(waits) == num_good, f"{num_good - len(waits)} were not delivered")
     faults += check(p99 <= max_p99_seconds, f"the good endpoint's p99 is {p99:.2f} s")
     faults += check(megabytes < MAX_MEGABYTES, f"memory grew by {megabytes:.0f} MB")
-    figure = f"good endpoint p50 {statistics.median(waits) * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms; memory + {megabytes:.0f} MB"
+    figure = (
+        f"good endpoint p50 {statistics.median(waits) * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms;"
+        f" memory + {megabytes:.0f} MB"
+    )
     done = f"{NUM_HOSTS} hosts that hang, drip or never end, {num_bad} deliveries to them, {num_good} to a good one"
     return Figure("10", done, figure, faults)
 

@@ -1,4 +1,5 @@
-"""Looks at everything after the faults: is each accepted run there once, ended once, with its own picture, and told of?"""
+"""Looks at everything after the faults: is each accepted run there once, ended once, with its own
+picture, and told of?"""
 
 from __future__ import annotations
 

@@ -110,7 +110,8 @@ def kill_loop(
     return [
         Figure(
             f"1 ({name})",
-            f"{killer.num_kills} kills, {killer.num_stalls} stalls over a lease, {num_runs + num_keys} runs, {seconds:.0f} s",
+            f"{killer.num_kills} kills, {killer.num_stalls} stalls over a lease, {num_runs + num_keys} runs,"
+            f" {seconds:.0f} s",
             f"{len(lost)} lost, mixed or doubled; {found.num_claims} claims, {num_refused} late results refused",
             lost,
         ),

@@ -1,4 +1,5 @@
-"""Promise 3: what was answered survives power loss. `python -m tests.faults.power FOLDER ANSWERS RUNS` is what is cut off."""
+"""Promise 3: what was answered survives power loss. `python -m tests.faults.power FOLDER ANSWERS RUNS`
+is what is cut off."""
 
 from __future__ import annotations
 

@@ -120,7 +120,8 @@ PROOFS: Mapping[str, Proof] = {
         "writes from other sites in every guise, a rebound name, scripts as prompts in a real browser",
         ("tests/browser/test_session.py", "tests/browser/test_pages.py"),
         lambda found: (
-            f"{found.measured['foreign_writes']} foreign writes, 0 changes; {found.measured['scripts']} scripts, 0 executions; CSP without unsafe-*"
+            f"{found.measured['foreign_writes']} foreign writes, 0 changes; {found.measured['scripts']} scripts,"
+            " 0 executions; CSP without unsafe-*"
         ),
     ),
 }

@@ -24,7 +24,8 @@ POISON = 3
 SETTLE_SECONDS = 90.0
 DRAIN_SECONDS = 5.0
 STOP_LEASE_SECONDS = 20.0
-"""So long that a busy machine ends none: an attempt that is lost was lost by a stop. A successor asks for no lease's end."""
+"""So long that a busy machine ends none: an attempt that is lost was lost by a stop. A successor asks
+for no lease's end."""
 
 
 class Poisoned(FakeModel):

@@ -100,7 +100,8 @@ def test_a_soak_ends_with_everything_done(folder: Path) -> None:
 
 def test_a_proof_that_fails_or_is_left_out_is_not_kept() -> None:
     found = read_report(
-        "<testsuites><testsuite><testcase name='a[1]'><properties><property name='n' value='3'/></properties></testcase>"
+        "<testsuites><testsuite><testcase name='a[1]'><properties><property name='n' value='3'/>"
+        "</properties></testcase>"
         "<testcase name='a[2]'/><testcase name='b'><failure/></testcase>"
         "<testcase name='c'><skipped message='no browser'/></testcase></testsuite></testsuites>"
     )

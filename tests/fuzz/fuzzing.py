@@ -1,4 +1,7 @@
-"""schemathesis against the real door on loopback, with a worker of a few lines behind it. `python -m tests.fuzz.fuzzing` runs many."""
+"""schemathesis against the real door on loopback, with a worker of a few lines behind it.
+
+`python -m tests.fuzz.fuzzing` runs many.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""No input makes a server error, and every answer is one that /openapi.json tells of: a small run of the whole thing."""
+"""No input makes a server error, and every answer is one that /openapi.json tells of: a small run of
+the whole thing."""
 
 from __future__ import annotations
 

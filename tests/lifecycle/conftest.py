@@ -30,7 +30,8 @@ T = TypeVar("T")
 
 
 class Server:
-    """One `safelight serve`, or another command that prints an address. `processes()` finds its children by the parent's pid."""
+    """One `safelight serve`, or another command that prints an address. `processes()` finds its
+    children by the parent's pid."""
 
     def __init__(
         self,

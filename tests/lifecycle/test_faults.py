@@ -1,4 +1,5 @@
-"""What happens to runs when processes are killed, clients leave and receivers are down. Real processes, real signals."""
+"""What happens to runs when processes are killed, clients leave and receivers are down. Real processes,
+real signals."""
 
 from __future__ import annotations
 

@@ -52,7 +52,8 @@ def draw_with_diffusers(pipeline: DiffusionPipeline, params: RunParams, patch: M
 def draw_with_pipeline(
     pipeline: DiffusionPipeline, params: RunParams, patch: MonkeyPatch, **given: object
 ) -> list[Pixels]:
-    """As its documentation says: a generator for each image, the sampler by `from_config`. `given` goes to the pipeline too."""
+    """As its documentation says: a generator for each image, the sampler by `from_config`. `given` goes
+    to the pipeline too."""
     own = pipeline.scheduler
     pipeline.scheduler = make_scheduler(params.sampler, own.config, params.spacing)
     feed_step_noise(patch, params)

@@ -77,7 +77,8 @@ def of_unet(layers: Layers) -> Layers:
 
 @contextlib.contextmanager
 def merged_text(pipeline: DiffusionPipeline, changes: Iterable[tuple[Layers, float]]) -> Iterator[None]:
-    """LoRAs in the weights of the text encoders, by the definition: this diffusers cannot load them with this transformers."""
+    """LoRAs in the weights of the text encoders, by the definition: this diffusers cannot load them
+    with this transformers."""
     kept = {}
     for layers, scale in changes:
         for (network, module), (down, up) in layers.items():

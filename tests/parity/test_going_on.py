@@ -1,4 +1,5 @@
-"""Half-drawn runs of every family, XL's pair of text encoders too: gone on with elsewhere, or cancelled beside others."""
+"""Half-drawn runs of every family, XL's pair of text encoders too: gone on with elsewhere, or cancelled
+beside others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""CUDA graphs without a GPU: a capture that calls the network again into the same buffers stands in for the device's."""
+"""CUDA graphs without a GPU: a capture that calls the network again into the same buffers stands in for
+the device's."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ NUM_CHANNELS, NUM_TOKENS, WIDTH = 4, 3, 5
 
 
 class TinyUNet(torch.nn.Module):
-    """Called as a UNet is; each row's answer hangs on all of the row's inputs. `num_failures` times it is out of memory."""
+    """Called as a UNet is; each row's answer hangs on all of the row's inputs. `num_failures` times it
+    is out of memory."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""LoRAs draw what diffusers with PEFT draws, come and go between two steps, and are refused where they do not belong."""
+"""LoRAs draw what diffusers with PEFT draws, come and go between two steps, and are refused where they
+do not belong."""
 
 from __future__ import annotations
 

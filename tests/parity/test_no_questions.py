@@ -1,4 +1,5 @@
-"""A step asks the device nothing, and what it brings goes by `upload`: else it waits until a GPU has done all it was given."""
+"""A step asks the device nothing, and what it brings goes by `upload`: else it waits until a GPU has
+done all it was given."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ MAKING = "aten::lift_fresh"
 
 
 class NoQuestions(TorchDispatchMode):
-    """Raises where a value of a tensor is asked for. `num_made` counts the tensors that were made of the host's values."""
+    """Raises where a value of a tensor is asked for. `num_made` counts the tensors that were made of
+    the host's values."""
 
     num_made = 0
 

@@ -1,4 +1,5 @@
-"""What OpenVINO compiles answers as torch does, whatever the number of rows; what it was not compiled for, torch answers."""
+"""What OpenVINO compiles answers as torch does, whatever the number of rows; what it was not compiled
+for, torch answers."""
 
 from __future__ import annotations
 
@@ -150,7 +151,8 @@ def test_rows_travel_in_the_parts_that_take_least(
 
 def test_openvino_reports_to_nobody():
     probe = (
-        "import sys, torch; from safelight.engine.models.openvino import OpenVINO; from safelight.engine.tuning import Tuning;"
+        "import sys, torch; from safelight.engine.models.openvino import OpenVINO;"
+        " from safelight.engine.tuning import Tuning;"
         "OpenVINO(Tuning(torch.device('cpu'), torch.float32, 1));"
         "print([name for name in sys.modules if name.startswith('openvino_telemetry.')])"
     )

@@ -1,4 +1,5 @@
-"""Stable Diffusion pipelines of the exact structure at reduced width, with random weights, saved as diffusers saves them."""
+"""Stable Diffusion pipelines of the exact structure at reduced width, with random weights, saved as
+diffusers saves them."""
 
 from __future__ import annotations
 

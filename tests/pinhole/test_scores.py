@@ -11,7 +11,8 @@ from training.pinhole.judge import read
 from training.pinhole.scoring import draw_questions, score
 
 SCORES = {"setting": 0.98, "colour": 0.98, "shape": 0.9, "thing": 0.72, "both colours": 0.86, "count": 0.7}
-"""From both columns of the table, where they are steady; with so few questions here, two answers may go wrong by bad luck."""
+"""From both columns of the table, where they are steady; with so few questions here, two answers may go
+wrong by bad luck."""
 
 
 def test_the_weights_still_draw_what_is_asked() -> None:

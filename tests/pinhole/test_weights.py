@@ -1,4 +1,5 @@
-"""The weights in the package: plain diffusers loads them, anything can be asked of them, and they draw what is asked."""
+"""The weights in the package: plain diffusers loads them, anything can be asked of them, and they draw
+what is asked."""
 
 import json
 from collections.abc import Iterator

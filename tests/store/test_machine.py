@@ -234,7 +234,8 @@ class LifeOfRuns(RuleBasedStateMachine):
 
 
 def walk(template: Path, server: Postgres | None, *, num_walks: int, num_steps: int, first: int | None = None) -> None:
-    """Raises what a walk found wrong, with the shortest one that does. `first` is a seed: the same one, the same walks."""
+    """Raises what a walk found wrong, with the shortest one that does. `first` is a seed: the same one,
+    the same walks."""
     with contextlib.ExitStack() as leaving:
         data = Path(leaving.enter_context(tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None)))
         places = [Place(Path(shutil.copytree(template, data / "sqlite")))]

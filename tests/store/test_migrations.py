@@ -119,8 +119,8 @@ async def test_runs_and_keys_of_before_there_were_allowances_count_too(tmp_path:
 
 
 OLD = """
-INSERT INTO runs (id, project, deployment, deployment_version, params, status, created_at, ended_at, fence, num_attempts,
-    num_events, is_cancel_requested, steps_done, steps_total, webhook_endpoint, warnings)
+INSERT INTO runs (id, project, deployment, deployment_version, params, status, created_at, ended_at, fence,
+    num_attempts, num_events, is_cancel_requested, steps_done, steps_total, webhook_endpoint, warnings)
     VALUES ('r1', 'mine', 'd', 1, '{"prompt": "a lamp"}', 'succeeded', 1.0, 2.5, 1, 1, 3, FALSE, 5, 5,
     'https://EXAMPLE.com/a', '[]');
 INSERT INTO events VALUES ('r1', 1, 'queued', 1.0, NULL, NULL, NULL);

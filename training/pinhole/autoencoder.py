@@ -132,8 +132,8 @@ def picture_batch(latents: np.ndarray, scenes: Sequence[Scene], width: int, heig
 class Preview(nn.Module):
     """Reads a picture four times smaller from between the decoder's blocks; only training has it.
 
-    The deep blocks decide what is drawn, the last ones how sharp. Most of the work is in the last ones, so most steps leave
-    them out.
+    The deep blocks decide what is drawn, the last ones how sharp. Most of the work is in the last ones, so most
+    steps leave them out.
     """
 
     def __init__(self) -> None:

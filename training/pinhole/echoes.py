@@ -1,8 +1,9 @@
 """Latents as the denoiser gives them, each with the scene it means: what the decoder has to make pictures of.
 
-A true latent is noised until only its layout is left, then drawn back by the denoiser under a caption of its scene. What
-comes out has the denoiser's own faults, wobbly contours and the strong colours of guidance, and we know what it should have
-been. A decoder that has seen true latents alone draws those faults; one that has seen echoes puts them right.
+A true latent is noised until only its layout is left, then drawn back by the denoiser under a caption of its
+scene. What comes out has the denoiser's own faults, wobbly contours and the strong colours of guidance, and we
+know what it should have been. A decoder that has seen true latents alone draws those faults; one that has seen
+echoes puts them right.
 """
 
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ class Denoiser:
 def echo(
     unet: UNet2DConditionModel, latents: Tensor, nothing: Tensor, words: Tensor, *, start: int, guidance: float
 ) -> Tensor:
-    """Scaled latents [B, 20, h, w], noised to timestep `start` and drawn back in a few steps of DDIM (Song et al. 2021).
+    """Scaled latents [B, 20, h, w], noised to timestep `start` and drawn back in a few steps of DDIM
+    (Song et al. 2021).
 
     `nothing` and `words` are what the text encoder says to the empty caption and to the captions, [B, 40, 192] each.
     """

@@ -24,7 +24,7 @@ from training.pinhole.scenes import render
 from training.pinhole.scoring import OTHER_SEED, SEED, Question, draw_questions, riding_questions, score, shuffled
 
 LOWEST_CEILING = 0.95
-PAGE_PROMPT = "a photo of an astronaut riding a horse on mars."
+EXAMPLE_PROMPT = "a photo of an astronaut riding a horse on mars."
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 REPORT = Path(__file__).parent / "EVALUATION.md"
 
@@ -119,7 +119,7 @@ def measure_seconds(pipeline: StableDiffusionPipeline) -> float:
     torch.set_num_threads(2)
     for _ in range(2):
         began = time.perf_counter()
-        generate(pipeline, [PAGE_PROMPT], [0], Request(num_steps=50, guidance=7.5))
+        generate(pipeline, [EXAMPLE_PROMPT], [0], Request(num_steps=50, guidance=7.5))
         seconds = time.perf_counter() - began
     torch.set_num_threads(threads)
     return seconds
@@ -130,9 +130,9 @@ def draw_sheets(pipeline: StableDiffusionPipeline) -> None:
     pictures = generate(pipeline, SHEET_PROMPTS, [7] * len(SHEET_PROMPTS), Request(num_steps=30))
     sheet = contact_sheet(pictures, 4, margin=12)
     sheet.resize((sheet.width // 2, sheet.height // 2)).save(IMAGES / "pinhole.png", optimize=True)
-    pictures = generate(pipeline, [PAGE_PROMPT] * 8, range(8), Request(512, 768, num_steps=30, guidance=7.5))
+    pictures = generate(pipeline, [EXAMPLE_PROMPT] * 8, range(8), Request(512, 768, num_steps=30, guidance=7.5))
     sheet = contact_sheet(pictures, 4, margin=12)
-    sheet.resize((sheet.width // 2, sheet.height // 2)).save(IMAGES / "pinhole-page-prompt.png", optimize=True)
+    sheet.resize((sheet.width // 2, sheet.height // 2)).save(IMAGES / "pinhole-astronaut.png", optimize=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

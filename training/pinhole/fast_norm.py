@@ -1,7 +1,7 @@
 """Group normalisation whose backward pass suits channels-last tensors with few channels on a CPU.
 
-PyTorch's own took two thirds of a training step of the autoencoder there; with this one steps go twice as fast. The values
-are the same.
+PyTorch's own took two thirds of a training step of the autoencoder there; with this one steps go twice as fast. The
+values are the same.
 """
 
 import torch

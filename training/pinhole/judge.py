@@ -38,7 +38,8 @@ READABLE_MOUNTS = ("horse", "fish")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One subject seen: what, in which colour (None where it has one colour only), and its middle in shares of the picture."""
+    """One subject seen: what, in which colour (None where it has one colour only), and its middle in
+    shares of the picture."""
 
     name: str
     colour: str | None

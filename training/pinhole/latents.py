@@ -21,8 +21,8 @@ from training.pinhole.subjects import SUBJECTS
 
 LATENT_CHANNELS = 20
 SCALING_FACTOR = 2.0
-"""Brings the spread of latents to 0.7: neighbouring cells say much the same, and Stable Diffusion's schedule would leave
-too much of a unit spread in its last step."""
+"""Brings the spread of latents to 0.7: neighbouring cells say much the same, and Stable Diffusion's schedule would
+leave too much of a unit spread in its last step."""
 
 LABEL_SCALE = 8
 MIDDLE_COLOUR = 0.3

@@ -43,7 +43,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def is_hidden(name: str, param: Tensor) -> bool:
-    """Matrices and kernels between layers, but not those at the ends nor those that carry the picture past the blocks."""
+    """Matrices and kernels between layers, but not those at the ends nor those that carry the picture
+    past the blocks."""
     others = ("embedding", "conv_in", "conv_out", "conv_shortcut", "samplers", "quant")
     return param.ndim >= 2 and not any(part in name for part in others)
 

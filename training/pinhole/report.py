@@ -51,10 +51,11 @@ def _head(report: Report) -> list[str]:
         f"Written by `python -m training.pinhole.evaluate` on {report.date}, on {report.machine}. "
         f"The denoiser had seen {report.samples} samples.",
         "",
-        "The prompts are combinations that training never shows (riding excepted), one seed each, 512 x 512, 20 steps of Euler, "
-        f"guidance {Request().guidance:g}. The judge is a plain detector that does not know the prompt; *ceiling* is its score on "
-        "true renders of the same scenes, *shuffled* on the true render of another prompt of the same kind. Training was watched "
-        "by a part of the questions of the first column; the *others* were asked at the end only.",
+        "The prompts are combinations that training never shows (riding excepted), one seed each, 512 x 512,"
+        f" 20 steps of Euler, guidance {Request().guidance:g}. The judge is a plain detector that does not know the"
+        " prompt; *ceiling* is its score on true renders of the same scenes, *shuffled* on the true render of"
+        " another prompt of the same kind. Training was watched by a part"
+        " of the questions of the first column; the *others* were asked at the end only.",
         "",
     ]
 
@@ -66,8 +67,8 @@ def _scores(report: Report) -> list[str]:
         other, other_count = report.others[measure]
         ceiling, control = _percent(report.ceiling[measure]), _percent(report.control[measure])
         rows.append(
-            f"| {measure} | **{_percent(share)}** | {_percent(other)} | {count} and {other_count} | {ceiling} | {control} "
-            f"| {floor} | {goal} |"
+            f"| {measure} | **{_percent(share)}** | {_percent(other)} | {count} and {other_count} | {ceiling} |"
+            f" {control} | {floor} | {goal} |"
         )
     return [*rows, ""]
 

@@ -45,7 +45,8 @@ def draw_questions(counts: dict[str, int], seed: int = SEED) -> list[Question]:
 
 
 def riding_questions(count: int, seed: int = SEED) -> list[Question]:
-    """Riders on horses and fish; this family is no secret to the model, since the page's own prompt is one of it."""
+    """Riders on horses and fish; this family is no secret to the model, since the example request's
+    prompt is one of it."""
     random = np.random.default_rng(seed)
     settings, riders, mounts = (
         ("mars", "plain", "snow", "meadow"),

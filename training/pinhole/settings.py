@@ -1,4 +1,5 @@
-"""The places scenes are set in: what is painted before any subject. Everything has a fixed place, moved by one jitter."""
+"""The places scenes are set in: what is painted before any subject. Everything has a fixed place, moved
+by one jitter."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,5 @@
-"""The stages in the order they run, each with its budget and its checkpoint. What a stage computes lives in its own module."""
+"""The stages in the order they run, each with its budget and its checkpoint. What a stage computes
+lives in its own module."""
 
 import time
 from collections.abc import Collection

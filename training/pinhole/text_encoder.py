@@ -1,7 +1,8 @@
 """The text encoder, taught to say what stands where before it has seen a single picture.
 
-A small reader looks up, for every cell of an 8 by 8 layout, which subject is there and in which colour, through the same
-kind of cross-attention that the denoiser will use. Colours are then bound to their subjects from the denoiser's first step.
+A small reader looks up, for every cell of an 8 by 8 layout, which subject is there and in which colour, through
+the same kind of cross-attention that the denoiser will use. Colours are then bound to their subjects from the
+denoiser's first step.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""A byte-pair tokenizer in CLIP's format, trained on the caption grammar; bytes are the fallback for everything else."""
+"""A byte-pair tokenizer in CLIP's format, trained on the caption grammar; bytes are the fallback for
+everything else."""
 
 import json
 import re

@@ -1,4 +1,5 @@
-"""The loop all stages share: a budget, learning rates, checkpoints that survive being killed, one line of news now and then.
+"""The loop all stages share: a budget, learning rates, checkpoints that survive being killed, one line
+of news now and then.
 
 Everything random in step k comes from (seed, k), so that a stage killed and resumed ends as if never stopped.
 """

@@ -20,8 +20,8 @@ def bars(
     width = len(values) * (_BAR + _GAP) - _GAP
     drawn = [_bar(index, value or 0.0, top, height) for index, value in enumerate(values)]
     return Markup(
-        '<svg class="chart {kind}" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" aria-label="{label}">'
-        "{drawn}</svg>"
+        '<svg class="chart {kind}" viewBox="0 0 {width} {height}" preserveAspectRatio="none"'
+        ' role="img" aria-label="{label}">{drawn}</svg>'
     ).format(kind=kind, width=width, height=height, label=label, drawn=Markup("").join(drawn))
 
 

@@ -1,4 +1,5 @@
-"""Forms as they arrive: received within a deadline and a size, then read field by field with a sentence for each mistake."""
+"""Forms as they arrive: received within a deadline and a size, then read field by field with a sentence
+for each mistake."""
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """The whole server at a glance. `busy_hours` are shares of each hour in which anything was drawn, the oldest first."""
+    """The whole server at a glance. `busy_hours` are shares of each hour in which anything was drawn,
+    the oldest first."""
 
     total: Traffic
     deployments: Sequence[tuple[Deployment, Traffic]]

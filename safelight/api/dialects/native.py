@@ -1,4 +1,4 @@
-"""The dialect of the page: the predict body in, the envelope out. Pure; the contract's rules about types are here."""
+"""The predict dialect: its body in, the envelope out. Pure; the predict contract's rules about types are here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 
 MAX_DEPTH = 32
-"""Deepest nesting of a body; the contract's own is 1."""
+"""Deepest nesting of a body; the predict contract's own is 1."""
 
 MAX_URL_CHARS = 2048
 
@@ -73,7 +73,7 @@ def check_size(body: Mapping[str, object], num_bytes: int, *, max_bytes: int) ->
 
 
 def to_params(body: Mapping[str, object]) -> NewParams:
-    """Read the keys of the contract. What cannot be read is in `wrong` of the answer, never raised."""
+    """Read the keys of the predict contract. What cannot be read is in `wrong` of the answer, never raised."""
     reader = _Reader(body)
     sampler, spacing = reader.sampling()
     return NewParams(

@@ -1,4 +1,4 @@
-"""POST .../predict: the page's endpoint under all its addresses."""
+"""POST .../predict: the predict contract under all its addresses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PREDICT_PATHS = (
     "/v2/{project}/{deployment}/predict",
     "/v3/{project}/{deployment}/predict",
 )
-"""`project` is what clients of the page's era send; the run belongs to the project of the key."""
+"""`project` is what some clients of the predict contract send; the run belongs to the project of the key."""
 
 
 def add_predict_routes(app: FastAPI) -> None:
@@ -41,7 +41,8 @@ async def predict(
 ) -> Response:
     """Generate images from a prompt.
 
-    Without `webhook_endpoint` the answer waits for the images. With it, or with `Prefer: respond-async`, it comes at once.
+    Without `webhook_endpoint` the answer waits for the images. With it, or with `Prefer:
+    respond-async`, it comes at once.
     """
     served = await service.resolve(deployment)
     received = await read_json_body(request, settings, large_keys=native.PICTURE_KEYS)

@@ -1,4 +1,5 @@
-"""/webhooks: registered endpoints, their secrets, the log of deliveries, resending. Looking needs `read`, changing `admin`."""
+"""/webhooks: registered endpoints, their secrets, the log of deliveries, resending. Looking needs `read`,
+changing `admin`."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from safelight.cli.opening import with_store
 from safelight.cli.output import explain, fail, say, say_table
 from safelight.cli.overrides import Overrides
 from safelight.config import Settings, load_settings
-from safelight.deployments import PAGE_ALIAS
+from safelight.deployments import DREAMBOOTH_ALIAS
 from safelight.errors import ConfigError, NotFound, RunFailed
 from safelight.keys import Scope
 
@@ -40,7 +40,8 @@ def demo(
     width: Annotated[int, typer.Option(help="Width in pixels.")] = 512,
     steps: Annotated[int, typer.Option("--steps", help="Denoising steps.")] = 60,
 ) -> None:
-    """Start a server of its own, send it the example request, once plainly and once with a webhook, and write the pictures."""
+    """Start a server of its own, send it the example request, once plainly and once with a webhook, and
+    write the pictures."""
     from safelight.cli.demo.request import EXAMPLE_BODY
     from safelight.cli.demo.scenes import Stage
     from safelight.cli.demo.server import last_lines, running_server
@@ -78,8 +79,8 @@ def _check_machine(settings: Settings, out: Path) -> None:
 
 async def _prepare(store: Store, settings: Settings) -> tuple[str, str]:
     """Deploy pinhole under the name of the example; a fresh key, and the secret webhooks are signed with."""
-    if PAGE_ALIAS not in {each.name for each in await store.deployments.list()}:
-        wanted = new_deployment(settings, "pinhole", name=PAGE_ALIAS, overrides=Overrides(), revision=None)
+    if DREAMBOOTH_ALIAS not in {each.name for each in await store.deployments.list()}:
+        wanted = new_deployment(settings, "pinhole", name=DREAMBOOTH_ALIAS, overrides=Overrides(), revision=None)
         made = await store.deployments.deploy(wanted)
         explain(f"deployed {made.model} as {made.name}")
     await _revoke(store)

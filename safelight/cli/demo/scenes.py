@@ -15,7 +15,7 @@ from safelight.cli.output import explain
 from safelight.cli.pictures_out import PictureFolder
 from safelight.cli.progress import StepBar
 from safelight.client import Client
-from safelight.deployments import PAGE_ALIAS
+from safelight.deployments import DREAMBOOTH_ALIAS
 from safelight.errors import RunFailed
 
 _DELIVERY_SECONDS = 60.0
@@ -44,7 +44,7 @@ class Stage:
 
     @property
     def url(self) -> str:
-        return f"{self.address}/{PAGE_ALIAS}/predict"
+        return f"{self.address}/{DREAMBOOTH_ALIAS}/predict"
 
     def keep(self, pictures: tuple[bytes, ...]) -> tuple[Path, ...]:
         """Check the pictures and write them. Raises RunFailed."""

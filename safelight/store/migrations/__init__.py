@@ -1,4 +1,5 @@
-"""Brings a database to the schema of this version. Migrations are numbered files in `versions`, never changed once released."""
+"""Brings a database to the schema of this version. Migrations are numbered files in `versions`, never
+changed once released."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def migrate(engine: Engine) -> None:
-    """Apply what is missing, all of it in one transaction. Raises ConfigError when the database is a newer version's."""
+    """Apply what is missing, all of it in one transaction. Raises ConfigError when the database is a
+    newer version's."""
     with translated():
         found = _found_revision(engine)
         if found == REVISION:

@@ -57,7 +57,8 @@ async def allow(request: Request, desk: DeskOf, session: SessionOf, form: FormOf
 
 
 async def rotate(request: Request, desk: DeskOf, session: SessionOf, form: FormOf, key_id: str) -> Response:
-    """A new secret for what a key stands for. Whoever rotates the key they came with stays signed in with the new one."""
+    """A new secret for what a key stands for. Whoever rotates the key they came with stays signed in
+    with the new one."""
     overlap = OVERLAPS.get(form.word("overlap"), 0.0)
     made, secret = await desk.administration.rotate_key(key_id, overlap_seconds=overlap)
     desk.sessions.forget(key_id)

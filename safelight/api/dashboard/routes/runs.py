@@ -98,7 +98,8 @@ async def follow(request: Request, desk: DeskOf, session: SessionOf, run_id: str
 
 
 async def preview(desk: DeskOf, session: SessionOf, run_id: str) -> Response:
-    """What the picture under way looks like so far, small; nothing, and no error in the console, once the run has ended."""
+    """What the picture under way looks like so far, small; nothing, and no error in the console, once
+    the run has ended."""
     run = await desk.administration.run(run_id)
     try:
         return Response(await desk.service.preview(run), media_type=MEDIA_TYPES[OutputFormat.PNG])

@@ -24,7 +24,8 @@ def add_routes(router: APIRouter) -> None:
 
 
 async def ask(request: Request, desk: DeskOf) -> Response:
-    """The page that asks for a key; or, for a sign-in link, for a click, so that who only looks at a link uses up nothing."""
+    """The page that asks for a key; or, for a sign-in link, for a click, so that who only looks at a
+    link uses up nothing."""
     if "token" not in request.query_params:
         try:
             await desk.sessions.of(request)
