@@ -110,7 +110,7 @@ class EngineSettings(_Section):
     max_resident_images: int = Field(
         16,
         ge=1,
-        description="From so many images under way on a device on, no more runs are claimed, but for one of a higher"
+        description="With so many images under way on a device no more runs are claimed, but for one of a higher"
         " priority than all that is held.",
     )
     max_batch_rows: int = Field(16, ge=2, description="Rows of one forward pass at most; a guided image has two.")

@@ -1,4 +1,5 @@
-"""All that a dialect may do: submit, wait, get, list, cancel, delete, follow. Knows the store; knows no HTTP and no engine."""
+"""All that a dialect may do: submit, wait, get, list, cancel, delete, follow. Knows the store; knows no
+HTTP and no engine."""
 
 from __future__ import annotations
 

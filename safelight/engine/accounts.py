@@ -31,7 +31,8 @@ class Mark(Protocol):
 
 
 class Accounts:
-    """Of one engine. A step is paid for when its device has done it: a CPU when the call returns, a GPU some time after."""
+    """Of one engine. A step is paid for when its device has done it: a CPU when the call returns, a GPU
+    some time after."""
 
     def __init__(
         self,

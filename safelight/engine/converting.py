@@ -1,7 +1,8 @@
-"""The tensors of a pickled checkpoint as safetensors, in a process that is thrown away: `python -m safelight.engine.converting FILE FD`.
+"""The tensors of a pickled checkpoint as safetensors, in a process that is thrown away.
 
-`safelight convert` starts it with an empty environment. What is pickled is only read, by torch's reader that knows tensors and
-plain containers; should that ever be got round, the process has no network, and can open no file, no socket and no process.
+`safelight convert` starts it (`python -m safelight.engine.converting FILE FD`) with an empty environment. What is
+pickled is only read, by torch's reader that knows tensors and plain containers; should that ever be got round, the
+process has no network, and can open no file, no socket and no process.
 """
 
 # ruff: noqa: PLC0415 - nothing may be imported, and no thread begun, before the process has left the network.
@@ -69,8 +70,8 @@ def leave_network() -> bool:
 
 
 def lock_in(num_bytes: int) -> None:
-    """From here on nothing can be opened any more: no file, no socket, no pipe, no library, and no process begun where the
-    user is not root. Memory, time and what can be written are bounded by the size of the file."""
+    """From here on nothing can be opened any more: no file, no socket, no pipe, no library, and no process begun where
+    the user is not root. Memory, time and what can be written are bounded by the size of the file."""
     limits = {
         resource.RLIMIT_AS: _held_bytes() + 2 * num_bytes + SPARE_BYTES,
         resource.RLIMIT_FSIZE: 2 * num_bytes + 2**20,

@@ -33,8 +33,9 @@ class Costs:
         self._decodes.setdefault(key, _Measured()).add(seconds)
 
     def step_seconds(self, key: BatchKey, num_rows: int) -> float | None:
-        """Of a step with so many rows: measured, or on the line between the nearest measured numbers, or in proportion to
-        the nearest; of a shape not yet seen, in proportion to the one of its model most like it. None: not yet known."""
+        """Of a step with so many rows: measured, or on the line between the nearest measured numbers, or in
+        proportion to the nearest; of a shape not yet seen, in proportion to the one of its model most like it.
+        None: not yet known."""
         measured = self._steps.get(key)
         if not measured:
             like = _most_like(key, self._steps)
@@ -65,7 +66,8 @@ class Costs:
     def rows_worth(self, key: BatchKey, most: int) -> int:
         """The knee: the fewest rows with `KNEE` of the best row rate; `most` until it is known.
 
-        Half as many and twice as many are tried where they were not measured: a rate is best only beside its neighbours.
+        Half as many and twice as many are tried where they were not measured: a rate is best only
+        beside its neighbours.
         """
         if key not in self._worth:
             self._worth[key] = self._find_knee(key)

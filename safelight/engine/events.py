@@ -19,8 +19,8 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """The prompts of the run are encoded. A warning tells what the text encoder's window cut off; `backend` is what will run
-    the networks at the run's size."""
+    """The prompts of the run are encoded. A warning tells what the text encoder's window cut off; `backend` is what
+    will run the networks at the run's size."""
 
     warnings: tuple[str, ...] = ()
     backend: str = ""

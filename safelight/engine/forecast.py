@@ -16,8 +16,8 @@ FRESH_SECONDS = 0.5
 
 
 class Forecast:
-    """The seconds left of every run under way, worked out anew when images came or went, and now and then: `is_new` says
-    whether the last answer was."""
+    """The seconds left of every run under way, worked out anew when images came or went, and now and then: `is_new`
+    says whether the last answer was."""
 
     def __init__(self, scheduler: Scheduler, costs: Costs) -> None:
         self._scheduler = scheduler

@@ -22,8 +22,8 @@ def load(
     """An engine that draws with `models`, each an identifier, a folder in diffusers' layout or a checkpoint file, and
     called by that in assignments.
 
-    `auto` measures which dtype is fastest, 0 threads how many are; torch's number of threads is set for the whole process
-    then. With `drawing_bytes` batches stay within so much memory. Raises ModelError with the remedy.
+    `auto` measures which dtype is fastest, 0 threads how many are; torch's number of threads is set for the whole
+    process then. With `drawing_bytes` batches stay within so much memory. Raises ModelError with the remedy.
     """
     loader = ModelLoader(device=device, dtype=dtype, num_threads=num_threads, backend=backend)
     loader.prepare()

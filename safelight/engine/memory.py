@@ -65,7 +65,8 @@ class Peak:
 
 @contextmanager
 def watch_peak(device: torch.device) -> Iterator[Peak]:
-    """Measure the block. On a GPU torch counts as it allocates, so nobody waits for the device; on a CPU nobody counts."""
+    """Measure the block. On a GPU torch counts as it allocates, so nobody waits for the device; on a
+    CPU nobody counts."""
     peak = Peak()
     if device.type != "cuda":
         yield peak

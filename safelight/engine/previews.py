@@ -1,5 +1,5 @@
-"""Small pictures of images under way, for whoever watches: a linear map from a latent's channels to colours, fitted to the
-model's own decoder. Thread: engine."""
+"""Small pictures of images under way, for whoever watches: a linear map from a latent's channels to colours, fitted to
+the model's own decoder. Thread: engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Which models are on the device, which wait in host memory, and who goes when another needs room. Pure: no clock, no tensors."""
+"""Which models are on the device, which wait in host memory, and who goes when another needs room. Pure: no
+clock, no tensors."""
 
 from __future__ import annotations
 
@@ -35,8 +36,8 @@ class Move:
 class Plan:
     """`moves`, in this order, make the room.
 
-    Where `waits_for` names models, there is no plan yet: their runs have to end first, and none of theirs may begin once
-    `patience_seconds` are over.
+    Where `waits_for` names models, there is no plan yet: their runs have to end first, and none of theirs may begin
+    once `patience_seconds` are over.
     """
 
     moves: tuple[Move, ...] = ()
@@ -99,7 +100,8 @@ class Residency:
         )
 
     def begin_use(self, key: str, now: float) -> None:
-        """A run of the model begins, or waits for it to be brought: once there it must not be moved before that run drew."""
+        """A run of the model begins, or waits for it to be brought: once there it must not be moved
+        before that run drew."""
         self._num_users[key] += 1
         self._note_use(key, now)
 
@@ -205,8 +207,8 @@ class Residency:
         held = f", of which pinned deployments hold {_in_mb(pinned)}" if pinned else ""
         remedy = "unpin one, or " if pinned else ""
         return (
-            f"the model needs {_in_mb(num_bytes)} and models may have {_in_mb(self._device_bytes)} of this device{held};"
-            f" {remedy}raise engine.model_memory_mb, or serve it on a device with more memory"
+            f"the model needs {_in_mb(num_bytes)} and models may have {_in_mb(self._device_bytes)} of this device{held}"
+            f"; {remedy}raise engine.model_memory_mb, or serve it on a device with more memory"
         )
 
 

@@ -1,7 +1,7 @@
 """The models of one device as they come and go: loaded, held while they draw, moved out for others, dropped.
 
-Who goes is `residency`'s choice; here it is done. All methods are called from one event loop; weights are read and moved
-in threads of their own, so that running work goes on.
+Who goes is `residency`'s choice; here it is done. All methods are called from one event loop; weights are read and
+moved in threads of their own, so that running work goes on.
 """
 
 from __future__ import annotations

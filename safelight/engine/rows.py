@@ -23,8 +23,8 @@ from safelight.engine.tasks import Batch, ImageTask
 
 
 class Rows:
-    """What stays the same as long as the same images travel together: conditionings, which row is whose, guidance. And what
-    their last step found, `denoised` [B, C, h, w].
+    """What stays the same as long as the same images travel together: conditionings, which row is whose, guidance. And
+    what their last step found, `denoised` [B, C, h, w].
 
     Rows 0 to B-1 are the images under their prompts; the negative rows of the guided ones follow. An unguided image is
     its own negative at guidance 1, so one expression serves all.

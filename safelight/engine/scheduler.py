@@ -1,4 +1,5 @@
-"""Chooses the next batch: only this. Pure; never touches a tensor or a clock. Its time is what it is told the device worked."""
+"""Chooses the next batch: only this. Pure; never touches a tensor or a clock. Its time is what it is
+told the device worked."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from safelight.engine.costs import Costs
 from safelight.engine.tasks import Batch, BatchKey, ImageTask, LiveRun
 
 STRETCH = 4.0
-"""An image is due this many times its own work after it came, or at its deadline where that is sooner. Less is nearer to
-first come first served, more is nearer to shortest first; either way whoever waits long enough is the earliest due."""
+"""An image is due this many times its own work after it came, or at its deadline where that is sooner.
+Less is nearer to first come first served, more is nearer to shortest first; either way whoever waits
+long enough is the earliest due."""
 
 RECOVERY_STEPS = 256
 """Full batches that must have gone well before one that is larger than what fitted into memory is tried."""
@@ -39,12 +41,13 @@ class _Room:
 class Scheduler:
     """The images under way, in three orders, one inside the other:
 
-    Whoever has the highest priority goes first. Of one priority, API keys are served by virtual time: whose weighted device time is least goes first, and who returns from idleness
-    starts level with the others. Within a key the earliest due goes first, so that short work passes long work but for a
-    while only. The first image of all settles the shape of the batch; the next ones of that shape fill it up.
+    Whoever has the highest priority goes first. Of one priority, API keys are served by virtual time: whose weighted
+    device time is least goes first, and who returns from idleness starts level with the others. Within a key the
+    earliest due goes first, so that short work passes long work but for a while only. The first image of all settles
+    the shape of the batch; the next ones of that shape fill it up.
 
-    A batch has the rows that are worth it by `costs`, and no more than fit into memory. A suspect image travels alone until
-    it has passed a step, a deterministic one to its end.
+    A batch has the rows that are worth it by `costs`, and no more than fit into memory. A suspect image travels alone
+    until it has passed a step, a deterministic one to its end.
     """
 
     def __init__(self, *, max_rows: int, costs: Costs | None = None) -> None:
@@ -181,7 +184,8 @@ class Scheduler:
         return tasks
 
     def _in_order(self, key: BatchKey) -> Iterable[ImageTask]:
-        """The images of a shape: of the highest priority, of the key that was served least, the one that is due first."""
+        """The images of a shape: of the highest priority, of the key that was served least, the one
+        that is due first."""
         queues: dict[KeyId, list[_Waiting]] = {}
         for waiting in self._waiting.values():
             if waiting.task.key == key:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class ModelSpec:
     """A model to load: the name assignments call it by (such as `name@3`) and the folder of its weights.
 
-    `loras` are the files that its runs may name. A pinned one is never moved out for others; one with a cooldown goes after so long without a run.
+    `loras` are the files that its runs may name. A pinned one is never moved out for others; one with a cooldown goes
+    after so long without a run.
     """
 
     key: str
@@ -39,8 +40,8 @@ class ModelSpec:
 class Assignment:
     """The part of a run that is still to draw: `indices` names its images, each drawn from `seed + index`.
 
-    `checkpoint` is how far an earlier claim came, `picture` what the images begin from instead of noise alone. The device's time is
-    shared between `key_id`s by their `weight`; before that, a higher `priority` goes first.
+    `checkpoint` is how far an earlier claim came, `picture` what the images begin from instead of noise alone. The
+    device's time is shared between `key_id`s by their `weight`; before that, a higher `priority` goes first.
     """
 
     run_id: str
@@ -109,8 +110,8 @@ class LiveRun:
 class ImageTask:
     """One image of a run: seed, step table, cursor, latent [C, h, w].
 
-    `remembered` is what a sampler that looks back left for its next steps, the latest first, as many as its table wants.
-    A suspect task was in a batch that failed and travels alone until it has passed a step.
+    `remembered` is what a sampler that looks back left for its next steps, the latest first, as many as its table
+    wants. A suspect task was in a batch that failed and travels alone until it has passed a step.
     """
 
     run: LiveRun

@@ -88,8 +88,8 @@ CLAIM_OLDEST = _claim_by()
 
 @functools.cache
 def _claim_beside(num_keys: int) -> ReturningUpdate[Any]:
-    """Of one priority those of none of so many keys first, then key by key. This sorts the whole queue instead of following an index: it is
-    as long as the door allows, and no longer."""
+    """Of one priority those of none of so many keys first, then key by key. This sorts the whole queue instead of
+    following an index: it is as long as the door allows, and no longer."""
     key_id = sa.func.coalesce(runs.c.key_id, "")
     places = [(key_id == sa.bindparam(f"key_{place}"), place + 1) for place in range(num_keys)]
     return _claim_by(sa.case(*places, else_=0))

@@ -1,4 +1,5 @@
-"""The thread that writes. What waits together is committed together: a commit waits for the disk, however much is in it."""
+"""The thread that writes. What waits together is committed together: a commit waits for the disk,
+however much is in it."""
 
 from __future__ import annotations
 
@@ -134,8 +135,8 @@ class Writer:
             self._commit(writes[half:])
 
     def _commit_together(self, writes: Sequence[Write[Any]]) -> bool:
-        """False where one of them failed: then none is done. Raises CommitInDoubt, and whatever keeps a transaction from
-        beginning: it would keep each of them."""
+        """False where one of them failed: then none is done. Raises CommitInDoubt, and whatever keeps a transaction
+        from beginning: it would keep each of them."""
         has_begun = False
         try:
             with self._transaction() as connection:

@@ -109,7 +109,8 @@ class Worker:
                     await listener.wait(self._settings.poll_seconds)
 
     async def _claim(self) -> bool:
-        """Claim one run if the engine has room for it, or if it is more urgent than all that is held: that does not wait.
+        """Claim one run if the engine has room for it, or if it is more urgent than all that is held:
+        that does not wait.
 
         A run on its last attempt is drawn alone: should it be what kills workers, it takes no other run with it.
         """
@@ -235,7 +236,8 @@ class Worker:
         return is_renewal
 
     def _cancel(self, held: Held) -> bool:
-        """Out of the engine; not where the run, which the engine knows by its id, is here under a newer claim by now."""
+        """Out of the engine; not where the run, which the engine knows by its id, is here under a newer
+        claim by now."""
         is_newest = self._held.get(held.claim.run.id) is held
         if is_newest:
             self._engine.cancel(held.claim.run.id)

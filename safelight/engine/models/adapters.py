@@ -1,5 +1,5 @@
-"""LoRAs beside the networks they change (Hu et al. 2021, arXiv 2106.09685): added where their layers run, never merged into
-weights, so that they come and go between two steps and leave no rounding behind."""
+"""LoRAs beside the networks they change (Hu et al. 2021, arXiv 2106.09685): added where their layers run, never merged
+into weights, so that they come and go between two steps and leave no rounding behind."""
 
 from __future__ import annotations
 

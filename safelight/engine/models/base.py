@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Conditioning:
-    """An encoded prompt: `hidden` [L, D], which only its model can read. `cut` is the end of the text that did not fit the encoder's window."""
+    """An encoded prompt: `hidden` [L, D], which only its model can read. `cut` is the end of the text that did not fit
+    the encoder's window."""
 
     hidden: torch.Tensor
     cut: str = ""
@@ -27,7 +28,8 @@ class Conditioning:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How prompts are read: those over the text encoder's window whole or cut, `(word:1.2)` as a weight or as it stands."""
+    """How prompts are read: those over the text encoder's window whole or cut, `(word:1.2)` as a weight
+    or as it stands."""
 
     is_long: bool = False
     is_weighted: bool = False
@@ -100,7 +102,8 @@ class ImageModel(Protocol):
     def predict(
         self, x: torch.Tensor, sigma: torch.Tensor, timestep: torch.Tensor, conditioning: torch.Tensor
     ) -> torch.Tensor:
-        """`denoised` [R, C, h, w] in float32 for x [R, C, h, w] float32, sigma and timestep [R], conditioning [R, L, D]."""
+        """`denoised` [R, C, h, w] in float32 for x [R, C, h, w] float32, sigma and timestep [R],
+        conditioning [R, L, D]."""
         ...
 
     def decode(self, latent: torch.Tensor, height: int, width: int) -> Pixels:
@@ -112,5 +115,6 @@ class ImageModel(Protocol):
         ...
 
     def encode_mask(self, mask: Mask) -> torch.Tensor:
-        """[1, h, w] in float32, ones where the mask [H, W] is true: it lies over the latent of a picture of its size."""
+        """[1, h, w] in float32, ones where the mask [H, W] is true: it lies over the latent of a
+        picture of its size."""
         ...

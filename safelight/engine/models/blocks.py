@@ -1,4 +1,5 @@
-"""The repeated blocks of a UNet through torch.compile, while its model is loaded: never while somebody waits for a picture."""
+"""The repeated blocks of a UNet through torch.compile, while its model is loaded: never while somebody
+waits for a picture."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ MAX_VARIANTS = 256
 
 
 def keep_compiled() -> None:
-    """Have what is compiled kept with what other backends keep, unless the environment names a place. To be called before
-    networks are imported: that is when torch asks."""
+    """Have what is compiled kept with what other backends keep, unless the environment names a place. To be called
+    before networks are imported: that is when torch asks."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("inductor")))
 
 
@@ -32,8 +33,8 @@ def compile_blocks(
     rows: Sequence[int],
     compiler: str = "inductor",
 ) -> Forward:
-    """The UNet's forward pass, its blocks compiled for the example's shapes and these numbers of rows. What would have to be
-    compiled later runs as it was; so does everything where the compiler fails or is not there."""
+    """The UNet's forward pass, its blocks compiled for the example's shapes and these numbers of rows. What would have
+    to be compiled later runs as it was; so does everything where the compiler fails or is not there."""
     twin = _twin_of(unet)
     try:
         twin.compile_repeated_blocks(backend=compiler, dynamic=True)
@@ -54,6 +55,7 @@ def compile_blocks(
 
 
 def _twin_of(unet: Any) -> Any:
-    """Another network over the very same weights: it moves with them, and what LoRAs hook into the one is not in the other."""
+    """Another network over the very same weights: it moves with them, and what LoRAs hook into the one
+    is not in the other."""
     tensors = [*unet.parameters(), *unet.buffers()]
     return copy.deepcopy(unet, {id(each): each for each in tensors})

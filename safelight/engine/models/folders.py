@@ -1,4 +1,5 @@
-"""A folder in diffusers' layout: what is in it is checked first, and only classes that are named here are ever built."""
+"""A folder in diffusers' layout: what is in it is checked first, and only classes that are named here
+are ever built."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""UNets on a GPU as CUDA graphs: the launches of a forward pass recorded once for each shape and number of rows, then sent
-to the device as one.
+"""UNets on a GPU as CUDA graphs: the launches of a forward pass recorded once for each shape and number of rows, then
+sent to the device as one.
 
 A shape that was not seen yet runs in torch at once, and is captured when it has come a few times. A graph holds
-addresses: of buffers of its own for what comes in and goes out, and of the weights. Where those have moved, the graphs are
-dropped. Thread: engine.
+addresses: of buffers of its own for what comes in and goes out, and of the weights. Where those have moved, the graphs
+are dropped. Thread: engine.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ _Asked = tuple[tuple[tuple[int, ...], ...], int]
 
 
 class GraphCompiler:
-    """A Compiler for one GPU. `has_compiled_blocks`: what the graphs record is compiled too, for the size of the example.
+    """A Compiler for one GPU. `has_compiled_blocks`: what the graphs record is compiled too, for the
+    size of the example.
 
     Decoders stay in torch: a picture's decode is long beside its launches, and a graph would keep its buffers, the
     largest of all, for ever.

@@ -24,7 +24,8 @@ _VIT_H_LAYERS_READ = 23
 
 
 def unet_config(shapes: Shapes, *, is_first_family: bool, summary_width: int) -> Config:
-    """Of a UNet2DConditionModel; `summary_width` is what it gets of the whole text beside its tokens, 0 in most families."""
+    """Of a UNet2DConditionModel; `summary_width` is what it gets of the whole text beside its tokens, 0
+    in most families."""
     num_layers = layers_per_block(shapes)
     levels = range(0, _count(shapes, r"input_blocks\.(\d+)\.") - 1, num_layers + 1)
     blocks = [f"input_blocks.{first + 1}." for first in levels]

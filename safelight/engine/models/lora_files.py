@@ -84,8 +84,8 @@ def _fitted(
     wanted_up = (weight.shape[0], rank) if weight.ndim == 2 else (weight.shape[0], rank, 1, 1)
     if down.shape != wanted_down or up.shape != wanted_up:
         raise ModelError(
-            f"{file} changes {name} from {down.shape[1]} to {up.shape[0]} numbers; in this model it has {weight.shape[1]}"
-            f" and {weight.shape[0]}: it was made for another model"
+            f"{file} changes {name} from {down.shape[1]} to {up.shape[0]} numbers; in this model it has"
+            f" {weight.shape[1]} and {weight.shape[0]}: it was made for another model"
         )
     strength = 1.0 if alpha is None else alpha / rank
     place = {"device": weight.device, "dtype": weight.dtype}

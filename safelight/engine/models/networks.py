@@ -1,4 +1,5 @@
-"""Networks from components: built on the meta device from their config, then filled. Only classes named here are built."""
+"""Networks from components: built on the meta device from their config, then filled. Only classes named
+here are built."""
 
 from __future__ import annotations
 

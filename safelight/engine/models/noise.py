@@ -12,7 +12,8 @@ from safelight.errors import ModelError
 
 
 def read_schedule(path: Path, config: Config) -> NoiseSchedule:
-    """The noise schedule that `config`, read from `path`, describes. Raises ModelError where it is of an unknown kind."""
+    """The noise schedule that `config`, read from `path`, describes. Raises ModelError where it is of
+    an unknown kind."""
     if config.get("rescale_betas_zero_snr"):
         raise ModelError(f"{path}: rescale_betas_zero_snr is not supported by this version; set it to false")
     spacing = config.get("timestep_spacing")

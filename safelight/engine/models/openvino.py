@@ -45,7 +45,8 @@ def _silent_openvino() -> Any:
 
 
 class OpenVINO:
-    """A Compiler: compiles networks for one CPU, in the dtype and for the threads of `tuning`. `is_forced`: slower ones too."""
+    """A Compiler: compiles networks for one CPU, in the dtype and for the threads of `tuning`. `is_forced`:
+    slower ones too."""
 
     def __init__(self, tuning: Tuning, *, is_forced: bool = False) -> None:
         self._core = _silent_openvino().Core()
@@ -235,8 +236,8 @@ class _TraceableDecoder(torch.nn.Module):
 
 
 def _converted(compiled: Compiled) -> Any:
-    """The network as a graph in float32, whatever the dtype of its weights: the plugin lowers it itself, and knows where
-    not to. By the frontend, since `openvino.convert_model` tells its makers about every call."""
+    """The network as a graph in float32, whatever the dtype of its weights: the plugin lowers it itself, and knows
+    where not to. By the frontend, since `openvino.convert_model` tells its makers about every call."""
     from openvino.frontend import FrontEndManager  # noqa: PLC0415
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder  # noqa: PLC0415
 

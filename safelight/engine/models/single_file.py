@@ -1,7 +1,7 @@
 """One checkpoint file with a whole model, as the community trades them: configs found from shapes, names translated.
 
-The names are those of the CompVis and Stability AI code that such files were trained with; diffusers calls the same layers
-by the names on the right of the tables here.
+The names are those of the CompVis and Stability AI code that such files were trained with; diffusers calls the same
+layers by the names on the right of the tables here.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def _scheduler_config(header: Header, family: Family) -> Config:
 
 
 def _predicts_v(header: Header, family: Family) -> bool:
-    """Weights do not tell. Asked are a YAML beside the file, its metadata, a key; else the family's most common kind."""
+    """Weights do not tell. Asked are a YAML beside the file, its metadata, a key; else the family's
+    most common kind."""
     try:
         said = _SAYS_V.search(header.file.with_suffix(".yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError):

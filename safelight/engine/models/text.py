@@ -74,8 +74,9 @@ class ClipPrompt:
 
 
 class ClipPair:
-    """Two text encoders over the same text; of both the last but one layer, side by side. The second one's summary of the
-    whole text travels as one more row of the conditioning, filled up with zeros (Podell et al. 2023, arXiv 2307.01952)."""
+    """Two text encoders over the same text; of both the last but one layer, side by side. The second one's
+    summary of the whole text travels as one more row of the conditioning, filled up with zeros (Podell et al.
+    2023, arXiv 2307.01952)."""
 
     def __init__(
         self,

@@ -118,8 +118,8 @@ class UNetModel:
     def predict(
         self, x: torch.Tensor, sigma: torch.Tensor, timestep: torch.Tensor, conditioning: torch.Tensor
     ) -> torch.Tensor:
-        """With x_in = x / sqrt(sigma^2 + 1): x - sigma * epsilon, or c_skip * x + c_out * v (Karras et al. 2022, table 1
-        for VP; Salimans and Ho 2022, arXiv 2202.00512, for v)."""
+        """With x_in = x / sqrt(sigma^2 + 1): x - sigma * epsilon, or c_skip * x + c_out * v (Karras et al. 2022, table
+        1 for VP; Salimans and Ho 2022, arXiv 2202.00512, for v)."""
         height, width = (side * self._scale_factor for side in x.shape[-2:])
         inputs = self._parts.prompts.denoiser_inputs(conditioning, height=height, width=width)
         sigma = sigma[:, None, None, None]

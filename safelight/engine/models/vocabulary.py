@@ -1,4 +1,5 @@
-"""CLIP's tokenizer for single-file checkpoints, which bring none: from beside the file, or from a package that has it."""
+"""CLIP's tokenizer for single-file checkpoints, which bring none: from beside the file, or from a
+package that has it."""
 
 from __future__ import annotations
 

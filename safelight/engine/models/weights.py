@@ -19,7 +19,8 @@ Config = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a stored tensor goes: under one name, or cut along its first dimension into equal parts, one for each name."""
+    """Where a stored tensor goes: under one name, or cut along its first dimension into equal parts,
+    one for each name."""
 
     names: tuple[str, ...]
     is_transposed: bool = False

@@ -27,7 +27,8 @@ class Span:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Windows:
-    """`ids` and `mask` [n, L]; `weights` [n, L] where any is not 1. `cut` is the end of the text that found no place."""
+    """`ids` and `mask` [n, L]; `weights` [n, L] where any is not 1. `cut` is the end of the text that
+    found no place."""
 
     ids: torch.Tensor
     mask: torch.Tensor
@@ -35,7 +36,8 @@ class Windows:
     cut: str
 
     def weigh(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Each token's output [n, L, D] times its weight, then each window brought back to the mean it had: A1111's way."""
+        """Each token's output [n, L, D] times its weight, then each window brought back to the mean it
+        had: A1111's way."""
         if self.weights is None:
             return hidden
         weighed = hidden.float() * self.weights.to(hidden.device)[:, :, None]
@@ -65,7 +67,8 @@ def count_windows(tokenizer: CLIPTokenizer, text: str, reading: Reading) -> int:
 
 
 def read_windows(tokenizer: CLIPTokenizer, text: str, reading: Reading, *, num_windows: int) -> Windows:
-    """The text in `num_windows` windows, the last ones empty where it is shorter, its end cut off where it is longer."""
+    """The text in `num_windows` windows, the last ones empty where it is shorter, its end cut off where
+    it is longer."""
     spans = _spans_of(text, reading)
     tokens = _tokens_of(tokenizer, spans)
     room = window_of(tokenizer) - 2

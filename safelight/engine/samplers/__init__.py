@@ -1,5 +1,5 @@
-"""Schedules and step rules as tables of coefficients. Pure maths; knows no model and no task. docs/samplers.md says what
-each sampler is and how closely it follows its original."""
+"""Schedules and step rules as tables of coefficients. Pure maths; knows no model and no task. docs/samplers.md says
+what each sampler is and how closely it follows its original."""
 
 from __future__ import annotations
 

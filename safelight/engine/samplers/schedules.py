@@ -77,7 +77,8 @@ def scaled_linear_schedule(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """Where the network is asked: `timesteps` [n], `sigmas` [n + 1] down to 0, and the deviation of the first latent."""
+    """Where the network is asked: `timesteps` [n], `sigmas` [n + 1] down to 0, and the deviation of the
+    first latent."""
 
     timesteps: Floats
     sigmas: Floats
@@ -107,8 +108,8 @@ def sigma_grid(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> Gri
 
 
 def lambda_grid(num_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> Grid:
-    """The grid of samplers that step through lambda = -log sigma: they count the end as a point of their own, know whole
-    timesteps only, and let karras and exponential run over the whole training schedule."""
+    """The grid of samplers that step through lambda = -log sigma: they count the end as a point of their own, know
+    whole timesteps only, and let karras and exponential run over the whole training schedule."""
     if spacing in (Spacing.KARRAS, Spacing.EXPONENTIAL):
         sigmas = _between(float(schedule.sigmas[-1]), float(schedule.sigmas[0]), num_steps, spacing)
         seen = schedule.timestep_at(sigmas)
@@ -168,8 +169,8 @@ def _between(largest: float, smallest: float, num_steps: int, spacing: Spacing) 
 
 
 def _cut_off(timesteps: Floats) -> Floats:
-    """Whole timesteps as diffusers makes them of exponential sigmas. Its float32 leaves the first just short of the last
-    trained timestep, so the network is shown the one before, and so it is here."""
+    """Whole timesteps as diffusers makes them of exponential sigmas. Its float32 leaves the first just short of the
+    last trained timestep, so the network is shown the one before, and so it is here."""
     return np.floor(np.maximum(timesteps - 1e-6, 0.0))
 
 
