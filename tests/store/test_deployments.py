@@ -44,7 +44,7 @@ async def test_a_name_that_no_path_can_have_is_refused(store: Store, name: str) 
         await store.deployments.deploy(asked(name))
 
 
-async def test_the_alias_of_the_page_finds_stable_diffusion_until_something_has_its_name(store: Store) -> None:
+async def test_the_alias_finds_stable_diffusion_until_something_has_its_name(store: Store) -> None:
     with pytest.raises(NotFound):
         await store.deployments.resolve("dreambooth-webhook")
     await store.deployments.deploy(asked("sd", model="stable-diffusion"))
