@@ -32,9 +32,6 @@ TITLES: Mapping[Family, str] = {
 
 KNOWN_TITLES = ", ".join(TITLES.values())
 
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-"""The kinds of folders that can be served, as their model_index.json names them."""
-
 TEXT_ENCODER_PREFIXES: Mapping[Family, tuple[str, ...]] = {
     Family.STABLE_DIFFUSION_1: ("cond_stage_model.transformer.",),
     Family.STABLE_DIFFUSION_2: ("cond_stage_model.model.",),

@@ -135,8 +135,3 @@ class Key:
     def has_scope(self, scope: Scope) -> bool:
         """Whether the key was given `scope`, itself or through `admin`."""
         return scope in self.scopes or Scope.ADMIN in self.scopes
-
-    @property
-    def can_read_runs(self) -> bool:
-        """Whether the key may read the runs of its own project: who may start runs may also look at them."""
-        return self.has_scope(Scope.READ) or self.has_scope(Scope.PREDICT)

@@ -22,6 +22,7 @@ FRESH_SEEDS = 2**32
 
 MAX_DEADLINE_MS = 7 * 86_400_000
 
+_MAX_SHOWN_CHARS = 60
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 T = TypeVar("T")
@@ -213,7 +214,7 @@ def checked_id(value: str, kind: str) -> str:
     return value
 
 
-def shorten(value: object, *, max_chars: int = 60) -> str:
+def shorten(value: object) -> str:
     """A JSON value as a message may show it: on one line, printable, cut when long."""
     text = json.dumps(value)
-    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
+    return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 3] + "..."

@@ -151,12 +151,6 @@ class Residency:
             if self._is_idle(each) and self._cooled_at(each) <= now
         )
 
-    def seconds_to_cooldown(self, now: float) -> float | None:
-        """Until `cooled` has the next one, if nothing is used meanwhile; None where nothing ever cools down."""
-        ends = [self._cooled_at(each) for each in self._residents.values() if self._is_idle(each)]
-        soonest = min(ends, default=float("inf"))
-        return None if soonest == float("inf") else max(0.0, soonest - now)
-
     def _note_use(self, key: str, now: float) -> None:
         if key in self._residents:
             self._residents[key].used_at = now

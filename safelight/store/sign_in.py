@@ -28,9 +28,9 @@ class SignInLinks:
         self._folder = folder
         self._now = now
 
-    async def create(self, key_id: str, *, valid_seconds: float = VALID_SECONDS) -> str:
+    async def create(self, key_id: str) -> str:
         """A token that signs in once as this key."""
-        return await asyncio.to_thread(self._create, key_id, self._now() + valid_seconds)
+        return await asyncio.to_thread(self._create, key_id, self._now() + VALID_SECONDS)
 
     async def redeem(self, token: str) -> str:
         """The id of the key behind `token`, which is used up by this. Raises Unauthorized."""

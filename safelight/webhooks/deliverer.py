@@ -38,6 +38,7 @@ SOON_SHARE = 0.2
 """Of the time limit of a try: a host that took longer than this has not proven itself."""
 
 _CLAIM_LIMIT = 100
+_MAX_CONCURRENT = 32
 _MAX_WAITING = 1000
 _MAX_PAUSE_SECONDS = 10.0
 _DAY_SECONDS = 86400.0
@@ -67,7 +68,6 @@ class Deliverer:
         network: httpcore2.AsyncNetworkBackend | None = None,
         resolve: Resolver | None = None,
         secrets: Callable[[Delivery], Awaitable[Sequence[str]]] | None = None,
-        max_concurrent: int = 32,
         poll_seconds: float = 1.0,
         ssl_context: ssl.SSLContext | None = None,
         now: Callable[[], float] = time.time,
@@ -87,7 +87,7 @@ class Deliverer:
         self._tracing = tracing
         guarded = GuardedBackend(policy, resolve=resolve, network=network)
         self._poster = Poster(guarded, timeout_seconds=settings.timeout_seconds, now=now, ssl_context=ssl_context)
-        self._lanes = Lanes(max_per_host=settings.max_concurrent_per_host, max_total=max_concurrent)
+        self._lanes = Lanes(max_per_host=settings.max_concurrent_per_host, max_total=_MAX_CONCURRENT)
         self._running: dict[asyncio.Task[bool], Delivery] = {}
         self._late: set[asyncio.Task[bool]] = set()
         self._num_troubles = 0

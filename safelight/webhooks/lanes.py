@@ -30,18 +30,16 @@ class _Lane:
 class Lanes:
     """Claimed deliveries that wait, by host. One owner; no I/O.
 
-    Of `max_total` places, those that are not proven have `max_unproven`; by default three quarters. A lane that is full
+    Of `max_total` places, those that are not proven have three quarters. A lane that is full
     asks for no more: `full_hosts` are left out of the next claim. A waiting delivery is dropped at its deadline: its
     lease ends unused and it is claimed again.
     """
 
-    def __init__(
-        self, *, max_per_host: int, max_total: int, max_waiting_per_host: int = 100, max_unproven: int | None = None
-    ) -> None:
+    def __init__(self, *, max_per_host: int, max_total: int, max_waiting_per_host: int = 100) -> None:
         self._max_per_host = max_per_host
         self._max_total = max_total
         self._max_waiting_per_host = max_waiting_per_host
-        self._max_unproven = max(1, max_total * 3 // 4) if max_unproven is None else max_unproven
+        self._max_unproven = max(1, max_total * 3 // 4)
         self._lanes: dict[str, _Lane] = {}
         self._proven: dict[str, None] = {}
         self._num_running = 0

@@ -32,6 +32,9 @@ MAX_URL_LENGTH = 2048
 MAX_ADDRESSES_TRIED = 4
 """Of one name: more answers than this would only spend the time of the exchange."""
 
+SECONDS_PER_ADDRESS = 5.0
+"""To connect to one of them."""
+
 _NAT64 = IPv6Network("64:ff9b::/96")
 _REMEDY = "use a public http(s) URL, or have the operator allow the network in the setting webhooks.allowed_networks"
 
@@ -131,12 +134,10 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         *,
         resolve: Resolver | None = None,
         network: httpcore2.AsyncNetworkBackend | None = None,
-        seconds_per_address: float = 5.0,
     ) -> None:
         self._policy = policy
         self._resolve = resolve or resolve_by_system
         self._network = network or httpcore2.AnyIOBackend()
-        self._seconds_per_address = seconds_per_address
 
     async def connect_tcp(
         self,
@@ -150,7 +151,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         forbids any of them."""
         addresses = await self._permitted(host, port)
         options = list(socket_options or ())
-        seconds = min(self._seconds_per_address, timeout or self._seconds_per_address)
+        seconds = min(SECONDS_PER_ADDRESS, timeout or SECONDS_PER_ADDRESS)
         failure: Exception = httpcore2.ConnectError("the host has no address")
         for address in addresses[:MAX_ADDRESSES_TRIED]:
             try:

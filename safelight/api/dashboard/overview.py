@@ -12,8 +12,6 @@ from safelight.store.figures import DAY_SECONDS, HOUR_SECONDS, Activity, EndedRu
 
 NUM_HOURS = 24
 
-_WORST_FIRST = ("failed", "starting", "active", "cold")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:

@@ -12,10 +12,9 @@ from hashlib import sha256
 from typing import TypeVar
 
 from safelight.api.answers import JSON, Answer
-from safelight.api.errors import problem_answer
 from safelight.api.params import NewParams, RunImage, shorten
 from safelight.envelope import accepted_body, success_body
-from safelight.errors import BodyTooLarge, FieldError, MalformedBody, SafelightError
+from safelight.errors import BodyTooLarge, FieldError, MalformedBody
 from safelight.runs import LoraUse, OutputFormat, Run, SamplerName, Spacing
 from safelight.sampler_names import read_sampler, read_spacing
 
@@ -126,11 +125,6 @@ def from_deferred(run: Run) -> Answer:
     body = {"run_id": run.id, "message": f"the run is {run.status.value}; ask for it at {location}"}
     headers = (("X-Safelight-Run-Id", run.id), ("Location", location), ("Preference-Applied", "respond-async"))
     return Answer(status=202, body=json.dumps(body).encode(), media_type=JSON, headers=headers)
-
-
-def from_error(error: SafelightError) -> Answer:
-    """A problem document, with `message` and `run_id` beside the members of RFC 9457."""
-    return problem_answer(error)
 
 
 class _Reader:
