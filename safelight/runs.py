@@ -169,7 +169,8 @@ class Provenance:
     dtype: str
     num_threads: int
     backend: str = ""
-    """What ran the networks at the run's size: `torch`, or `openvino` with its version; empty where nobody noted it."""
+    """The backend of the model at the run's size: `torch`, `cuda graphs` (of the shapes that were captured), or
+    `openvino` with its version; empty where nobody noted it."""
 
 
 class InputName(StrEnum):

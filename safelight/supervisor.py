@@ -243,7 +243,13 @@ def _devices() -> tuple[str, ...]:
     if not Path("/proc/driver/nvidia").exists() and not Path("/dev/kfd").exists():
         return ("cpu",)
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
-    return tuple(answer.stdout.split()) or ("cpu",)
+    if devices := tuple(answer.stdout.split()):
+        return devices
+    reason = (answer.stderr.strip().splitlines() or ["torch finds none"])[-1]
+    log.warning(
+        "this machine has a GPU driver but no GPU to draw on (%s): drawing on the CPU; try safelight doctor", reason
+    )
+    return ("cpu",)
 
 
 def address_of(door: socket.socket) -> str:

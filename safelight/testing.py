@@ -95,6 +95,9 @@ class FakeModel:
     def backend_of(self, latent_shape: tuple[int, int, int], num_windows: int = 1) -> str:
         return "torch"
 
+    def release(self) -> bool:
+        return False
+
     @property
     def conditioning_shape(self) -> tuple[int, int]:
         return NUM_TOKENS, WIDTH

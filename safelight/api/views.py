@@ -54,7 +54,7 @@ class ProvenanceView(View):
     dtype: str
     num_threads: int
     backend: str = Field(
-        description="What ran the networks: torch, cuda graphs, or openvino with its version; empty if not noted."
+        description="The backend of the model: torch, cuda graphs, or openvino with its version; empty if not noted."
     )
 
 

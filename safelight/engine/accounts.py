@@ -59,6 +59,7 @@ class Accounts:
         except Exception:
             failed = self._mark(device)
             failed.wait()
+            self.settle()
             self._charge(batch, failed.seconds_since(began))
             raise
         self._running.append((batch, began, self._mark(device)))

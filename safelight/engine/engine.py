@@ -6,6 +6,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -41,6 +43,7 @@ from safelight.metrics import EngineFigures
 from safelight.runs import DEADLINE_MISSED, RunError, RunParams
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Engine:
@@ -113,21 +116,26 @@ class Engine:
 
     def unload(self, key: str) -> None:
         """Forget the model; its runs under way fail with `model_unloaded`. Unknown keys are ignored."""
-        self._models.pop(key, None)
         self._prompts.forget(key)
         self._memory.forget(key)
         self._previews.forget(key)
         # Runs that have ended would keep the model in memory.
+        self._snapshots = [each for each in self._snapshots if each[0].assignment.model_key != key]
         self._rows = None
         self._accounts.settle()
+        if (model := self._models.pop(key, None)) is not None:
+            model.release()
         self._forecast.forget()
         for run in list(self._runs.values()):
             if run.assignment.model_key == key:
                 self._fail(run, faults.MODEL_UNLOADED)
 
+    def release(self) -> bool:
+        """Have all models give back the device memory of what they can make again; whether there was any."""
+        return sum(model.release() for model in self._models.values()) > 0
+
     def submit(self, assignment: Assignment) -> None:
-        """Take the images of `assignment` in. A model that is not loaded, and a LoRA that cannot be read, are
-        answered by an AssignmentFailed."""
+        """Take its images in. A model that is not loaded and a LoRA that cannot be read end in an AssignmentFailed."""
         assert assignment.run_id not in self._runs, "a run is submitted once"
         model = self._model_of(assignment)
         if isinstance(model, RunError):
@@ -182,6 +190,8 @@ class Engine:
         """Out before the next step. A run that is not under way is ignored: it has ended."""
         run = self._runs.get(run_id)
         if run is not None:
+            # A step that a GPU has not done yet is the run's too.
+            self._accounts.settle()
             self._drop(run)
             self._events.append((run_id, AssignmentCancelled(run.run_time_ms, run.device_ms)))
 
@@ -197,14 +207,13 @@ class Engine:
         return Snapshot(run.tasks).checkpoint() if run is not None and has_begun else None
 
     def fail_all(self, error: RunError) -> None:
-        """Give every run under way up."""
+        """Give every run under way up. A step that a GPU has not done yet is not waited for, and not in their times."""
         for run in list(self._runs.values()):
             self._fail(run, error)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[str, EngineEvent]]:
-        """One batch through the denoiser, or one picture through the decoder: in turns where both wait. What happened
-        since the last."""
+        """One batch through the denoiser, or one picture through the decoder, in turns. What happened since."""
         if self._finished and (self._is_decoders_turn or not len(self._scheduler)):
             self._is_decoders_turn = False
             self._decode(self._finished.popleft())
@@ -234,7 +243,7 @@ class Engine:
             if run.is_too_late(started):
                 self._fail(run, DEADLINE_MISSED)
                 continue
-            outcome = self._encode(run)
+            outcome = self._with_room(partial(self._encode, run))
             self._accounts.charge_alone(run, self._now() - started)
             if isinstance(outcome, RunError):
                 self._fail(run, outcome)
@@ -245,6 +254,11 @@ class Engine:
             if not task.has_begun:
                 begin(task)
         return Batch(batch.key, alive) if alive else None
+
+    def _with_room(self, work: Callable[[], T | RunError]) -> T | RunError:
+        """What it gives; where it finds no memory, what it gives once models have released what they can."""
+        outcome = work()
+        return work() if outcome is faults.OUT_OF_MEMORY and self.release() else outcome
 
     def _encode(self, run: LiveRun) -> EncodedPrompt | RunError:
         params, model = run.assignment.params, run.model
@@ -339,9 +353,12 @@ class Engine:
             self._events.append((run.run_id, event))
 
     def _contain(self, batch: Batch, error: Exception) -> None:
-        """Out of memory: smaller batches from now on. Else each image of the batch alone, and who fails alone fails."""
+        """Out of memory: again without what models can release, then smaller batches. Else each image of the batch
+        alone, and who fails alone fails."""
         self._rows = None
-        if len(batch.tasks) == 1:
+        if faults.is_out_of_memory(error) and self.release():
+            log.warning("no memory for %d rows of %s; models have released theirs", batch.num_rows, batch.key)
+        elif len(batch.tasks) == 1:
             log.error("the denoiser failed", extra={"run_id": batch.tasks[0].run.run_id}, exc_info=error)
             self._fail(batch.tasks[0].run, faults.engine_failed(error))
         elif faults.is_out_of_memory(error):
@@ -356,7 +373,7 @@ class Engine:
         run = task.run
         self._accounts.settle()
         started = self._now()
-        picture = decode(task)
+        picture = self._with_room(partial(decode, task))
         seconds = self._now() - started
         self._accounts.charge_alone(run, seconds)
         if isinstance(picture, RunError):

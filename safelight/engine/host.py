@@ -122,6 +122,10 @@ class EngineHost:
         """Forget the model; its runs under way fail with `model_unloaded`."""
         await self._in_engine(lambda: self._engine.unload(key))
 
+    async def release(self) -> bool:
+        """Have the models on the device give back what they can make again; whether there was any."""
+        return await self._in_engine(self._engine.release)
+
     @property
     def num_free_images(self) -> int:
         """How many more images may be under way, counting those that were handed in but not yet admitted."""

@@ -52,6 +52,10 @@ class Stage(Protocol):
         """Forget the model. Unknown keys are ignored."""
         ...
 
+    async def release(self) -> bool:
+        """Have all models give the device memory of what they can make again back; whether there was any."""
+        ...
+
 
 class Residents:
     """Brings models to the device one at a time, in the order they were asked for. `tell` hears of every change."""
@@ -114,11 +118,6 @@ class Residents:
     def keys(self) -> frozenset[str]:
         """Of all models on the device or in host memory."""
         return frozenset(self._models)
-
-    @property
-    def seconds_to_cooldown(self) -> float | None:
-        """When `tidy` has something to do, unless runs come; None: never."""
-        return self._residency.seconds_to_cooldown(self._now())
 
     def _bring(self, spec: ModelSpec) -> asyncio.Task[None]:
         """One task for all who wait for the model."""
@@ -206,11 +205,7 @@ class Residents:
         await self._tell(ModelState(move.key, DeploymentStatus.COLD, reason))
 
     async def _place(self, spec: ModelSpec, began: float) -> None:
-        model = self._models.get(spec.key)
-        if model is None:
-            model = await asyncio.to_thread(self._load, spec)
-        else:
-            await asyncio.to_thread(move_model, model, model.device)
+        model = await self._brought_there(spec)
         await self._stage.serve(spec.key, model)
         self._models[spec.key] = model
         self._num_bytes[spec.key] = num_bytes_of(model)
@@ -223,6 +218,19 @@ class Residents:
             is_pinned=spec.is_pinned,
             cooldown_seconds=spec.cooldown_seconds,
         )
+
+    async def _brought_there(self, spec: ModelSpec) -> ImageModel:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return await asyncio.to_thread(self._on_device, spec)
+        await self._stage.release()
+        return await asyncio.to_thread(self._on_device, spec)
+
+    def _on_device(self, spec: ModelSpec) -> ImageModel:
+        """The model, loaded or moved there. Thread: any."""
+        if (model := self._models.get(spec.key)) is None:
+            return self._load(spec)
+        move_model(model, model.device)
+        return model
 
     async def _change(self, *, timeout_seconds: float | None = None) -> None:
         """Wait until models came, went, or fell idle."""

@@ -10,7 +10,7 @@ import torch
 from safelight.engine.accounts import Accounts, Mark
 from safelight.engine.costs import Costs
 from safelight.engine.engine import Engine
-from safelight.engine.events import AssignmentDone
+from safelight.engine.events import AssignmentCancelled, AssignmentDone, AssignmentFailed
 from safelight.engine.meter import Meter
 from safelight.engine.scheduler import Scheduler
 from safelight.engine.tasks import Assignment, Batch
@@ -135,3 +135,25 @@ def test_a_run_that_is_done_has_paid_for_all_its_steps() -> None:
     [done] = [event for event in told if isinstance(event, AssignmentDone)]
     assert done.device_ms == pytest.approx(8000.0)
     assert engine.figures.step_seconds == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("is_failed", [False, True])
+def test_a_run_that_ends_early_has_paid_for_the_steps_that_were_launched(
+    is_failed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device()
+    engine, model = Engine(now=lambda: device.now), ModelOn(device)
+    engine._accounts._mark = device.mark
+    engine.load("model", model)
+    engine.submit(Assignment("one", "model", RunParams(prompt="a cat", height=64, width=64), (0,)))
+    for _ in range(2):
+        engine.step()
+    if is_failed:
+        monkeypatch.setattr(model, "decode", None)
+        monkeypatch.setattr(model, "predict", None)
+        [(_, ended)] = engine.step()
+    else:
+        engine.cancel("one")
+        [(_, ended)] = engine.take_events()
+    assert isinstance(ended, AssignmentFailed if is_failed else AssignmentCancelled)
+    assert ended.device_ms == pytest.approx(4000.0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from safelight.engine.checkpoints import Snapshot
 from safelight.engine.engine import Engine
 from safelight.engine.events import (
     AssignmentCancelled,
@@ -293,6 +296,50 @@ def test_unloading_a_model_ends_its_runs_and_leaves_the_others() -> None:
     assert code_of(told["s"]) == "model_unloaded"
     assert isinstance(told["r"][-1], AssignmentDone)
     assert engine.is_loaded("fake@1") and not engine.is_loaded("other@1")
+
+
+class Hoarder(FakeModel):
+    """One of its methods has no memory until it has released some, once."""
+
+    def __init__(self, starving: str) -> None:
+        super().__init__()
+        self._starving = starving
+        self.has_hoard = True
+
+    def __getattribute__(self, name: str) -> object:
+        if name != "_starving" and name == self._starving and self.has_hoard:
+            raise MemoryError
+        return super().__getattribute__(name)
+
+    def release(self) -> bool:
+        had, self.has_hoard = self.has_hoard, False
+        return had
+
+
+@pytest.mark.parametrize("starving", ["encode", "predict", "decode"])
+def test_where_memory_is_short_models_release_theirs_before_a_run_fails(starving: str) -> None:
+    model = Hoarder(starving)
+    assert isinstance(draw(model, r=CAT)["r"][-1], AssignmentDone)
+    assert not model.has_hoard and set(model.rows) == {1}
+
+
+def test_a_model_that_is_unloaded_releases_its_memory_and_checkpoints_under_way_do_not_keep_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Snapshot, "is_ready", False)
+    model = Hoarder("nothing")
+    engine = Engine(checkpoint_seconds=0.0)
+    engine.load("fake@1", model)
+    engine.submit(assign("r", CAT))
+    for _ in range(3):
+        engine.step()
+    engine.unload("fake@1")
+    engine.take_events()
+    assert not model.has_hoard
+    seen = weakref.ref(model)
+    del model
+    gc.collect()
+    assert seen() is None
 
 
 def test_run_time_is_the_time_of_the_passes_a_run_took_part_in() -> None:

@@ -15,6 +15,11 @@ class Replays:
         self._offset = offset
         self.rows: list[int] = []
         self.num_tries = 0
+        self.num_opened = 0
+
+    def open(self) -> Replays:
+        self.num_opened += 1
+        return self
 
     def __call__(self, call: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
         self.num_tries += 1

@@ -12,9 +12,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from safelight.engine.engine import Engine
 from safelight.engine.models import graphs
 from safelight.engine.models.blocks import compile_blocks
-from safelight.engine.models.graphs import BUCKETS, CAPTURE_AT, GraphCompiler
+from safelight.engine.models.graphs import BUCKETS, CAPTURE_AT, MAX_ROWS_ALONE, GraphCompiler, Graphed
 from safelight.engine.models.loading import load_model, open_compiler
 from safelight.engine.tuning import Tuning
 from safelight.errors import ModelError
@@ -30,23 +31,18 @@ NUM_CHANNELS, NUM_TOKENS, WIDTH = 4, 3, 5
 
 
 class TinyUNet(torch.nn.Module):
-    """Called as a UNet is; each row's answer hangs on all of the row's inputs. `num_failures` times it
-    is out of memory."""
+    """Called as a UNet is; each row's answer hangs on all of the row's inputs."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.conv = torch.nn.Conv2d(NUM_CHANNELS, NUM_CHANNELS, 3, padding=1)
         self.text = torch.nn.Linear(WIDTH, NUM_CHANNELS)
-        self.num_failures = 0
         self.seen = torch.empty(0)
 
     def forward(
         self, x: torch.Tensor, timestep: torch.Tensor, *, return_dict: bool, encoder_hidden_states: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        if self.num_failures:
-            self.num_failures -= 1
-            raise torch.OutOfMemoryError("no memory")
         self.seen = x
         heard = self.text(encoder_hidden_states).mean(1) * timestep[:, None].cos()
         return (self.conv(x) + heard[:, :, None, None],)
@@ -65,7 +61,7 @@ def call(network: Any, num_rows: int, side: int = 8, seed: int = 1) -> torch.Ten
 def captured(capture: Replays, *asked: tuple[int, int]) -> tuple[TinyUNet, Any]:
     """A network, and the same behind graphs, captured for these rows and sides."""
     unet = TinyUNet()
-    graphed = GraphCompiler(capture).unet(unet)
+    graphed = GraphCompiler(capture.open).unet(unet)
     for num_rows, side in asked:
         for _ in range(CAPTURE_AT):
             call(graphed, num_rows, side)
@@ -146,16 +142,48 @@ def test_what_cannot_be_captured_stays_in_torch(
     assert f"stay in torch: no CUDA graph ({reason})" in caplog.text
 
 
-def test_where_memory_is_short_graphs_go_first() -> None:
+def test_graphs_that_were_dropped_are_captured_again_into_memory_of_their_own() -> None:
     capture = Replays()
-    unet, graphed = captured(capture, (2, 8))
-    unet.num_failures = 1
-    assert torch.equal(call(graphed, 5), call(unet, 5))
-    call(graphed, 2)
-    assert capture.rows == []
-    unet.num_failures = 1
-    with pytest.raises(torch.OutOfMemoryError):
-        call(graphed, 5)
+    _, graphed = captured(capture, (2, 8), (4, 8))
+    num_opened = capture.num_opened
+    assert graphed.release() and not graphed.release()
+    for _ in range(CAPTURE_AT):
+        call(graphed, 2)
+    assert capture.num_tries == 3 and capture.num_opened == num_opened + 1
+
+
+def test_the_graphs_of_one_network_are_no_other_ones() -> None:
+    capture = Replays()
+    compiler = GraphCompiler(capture.open)
+    one, other = compiler.unet(TinyUNet()), compiler.unet(TinyUNet())
+    for _ in range(CAPTURE_AT):
+        call(one, 2)
+        call(other, 2)
+    assert capture.num_opened >= 2
+    assert isinstance(one, Graphed) and one.release()
+    capture.rows.clear()
+    call(other, 2)
+    assert capture.rows == [2]
+
+
+def test_where_one_image_travels_a_graph_answers_bit_for_bit_or_not_at_all() -> None:
+    capture = Replays(offset=1e-5)
+    _, graphed = captured(capture, *((rows, 8) for rows in BUCKETS))
+    for rows in BUCKETS:
+        call(graphed, rows)
+    assert capture.rows == list(BUCKETS[BUCKETS.index(MAX_ROWS_ALONE) + 1 :])
+
+
+def test_a_model_that_is_unloaded_gives_the_memory_of_its_graphs_back(tiny_v1: Pair) -> None:
+    capture, model = Replays(), load_model(tiny_v1.folder)
+    model.compile(GraphCompiler(capture.open))
+    params = RunParams(prompt="a red cat", height=32, width=32, num_inference_steps=CAPTURE_AT)
+    draw_with_engine(model, [params])
+    assert capture.num_tries == 1
+    engine = Engine()
+    engine.load("model", model)
+    engine.unload("model")
+    assert not model.release(), "there is nothing left"
 
 
 def test_a_model_draws_the_same_by_graphs_and_with_a_lora_without_them(tiny_v1: Pair, tmp_path: Path) -> None:
@@ -164,7 +192,7 @@ def test_a_model_draws_the_same_by_graphs_and_with_a_lora_without_them(tiny_v1: 
     asked = RunParams(prompt="a red cat", height=32, width=32, num_inference_steps=CAPTURE_AT + 1, seed=5)
     changed = replace(asked, loras=(LoraUse("lora", 1.0),))
     theirs = {params: draw_with_engine(model, [params])[0] for params in (asked, changed)}
-    model.compile(GraphCompiler(capture))
+    model.compile(GraphCompiler(capture.open))
     native = model.latent_shape(32, 32)
     assert model.backend_of(native, num_windows=2) == "cuda graphs (denoiser), torch (decoder)"
     assert model.adapted(changed.loras).backend_of(native) == "torch"

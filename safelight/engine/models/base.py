@@ -70,7 +70,11 @@ class ImageModel(Protocol):
         ...
 
     def backend_of(self, latent_shape: tuple[int, int, int], num_windows: int = 1) -> str:
-        """What runs the networks for latents and prompts of this size, with its version where that is not torch."""
+        """The backend for latents and prompts of this size, with its version where that is not torch."""
+        ...
+
+    def release(self) -> bool:
+        """Give the device memory of what it can make again back; whether there was any."""
         ...
 
     @property

@@ -55,7 +55,7 @@ def compile_blocks(
 
 
 def _twin_of(unet: Any) -> Any:
-    """Another network over the very same weights: it moves with them, and what LoRAs hook into the one
-    is not in the other."""
+    """Another network over the very same weights: its parameters move with it, and what LoRAs hook into the one is
+    not in the other."""
     tensors = [*unet.parameters(), *unet.buffers()]
     return copy.deepcopy(unet, {id(each): each for each in tensors})

@@ -33,7 +33,12 @@ class Faster(ABC):
 
     @abstractmethod
     def backend_for(self, latent_shape: tuple[int, ...], num_windows: int) -> str:
-        """What runs latents and prompts of this size, with its version where that is not torch."""
+        """What runs latents and prompts of this size, with its version where that is not torch. What it leaves to
+        torch, as graphs do with shapes that were not captured, is not told apart."""
+
+    def release(self) -> bool:
+        """Give the device memory of what it can make again back; whether there was any."""
+        return False
 
 
 def backend_name(forward: Forward, latent_shape: tuple[int, ...], num_windows: int = 1) -> str:

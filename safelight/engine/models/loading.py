@@ -66,7 +66,7 @@ def open_compiler(backend: BackendName, tuning: Tuning) -> Compiler | None:
     """What makes networks fast on this device; None where they run in torch. Raises ModelError where what is asked for
     cannot be had."""
     if tuning.device.type == "cuda" and backend in ("auto", "graphs", "compiled"):
-        return GraphCompiler(CudaCapture(tuning.device), has_compiled_blocks=backend == "compiled")
+        return GraphCompiler(CudaCapture(tuning.device).open, has_compiled_blocks=backend == "compiled")
     if backend in ("graphs", "compiled"):
         raise ModelError(f"engine.backend {backend} is for GPUs; set engine.backend to auto for {tuning.device}")
     return _open_openvino(tuning, is_asked_for=backend == "openvino") if backend != "torch" else None

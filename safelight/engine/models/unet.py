@@ -21,7 +21,7 @@ from safelight.engine.events import Pixels
 from safelight.engine.models.adapters import Adapters
 from safelight.engine.models.base import Conditioning, PictureLatent, Reading
 from safelight.engine.models.files import ModelFiles
-from safelight.engine.models.forwards import Compiler, Forward, backend_name
+from safelight.engine.models.forwards import Compiler, Faster, Forward, backend_name
 from safelight.engine.models.networks import load_text_encoder, load_unet, load_vae
 from safelight.engine.models.text import ClipPair, ClipPrompt, PromptEncoder
 from safelight.engine.samplers import NoiseSchedule
@@ -90,6 +90,9 @@ class UNetModel:
         denoiser = "torch" if self._loras else backend_name(self._unet, latent_shape, num_windows)
         decoder = backend_name(self._decode, latent_shape)
         return denoiser if denoiser == decoder else f"{denoiser} (denoiser), {decoder} (decoder)"
+
+    def release(self) -> bool:
+        return isinstance(self._unet, Faster) and self._unet.release()
 
     @property
     def num_prompt_tokens(self) -> int:
