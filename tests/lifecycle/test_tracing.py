@@ -104,7 +104,7 @@ def test_a_call_is_one_trace_from_the_door_to_the_delivery(collector: Collector,
     door = by_name["POST /{deployment}/predict"]
     assert door.parent_span_id.hex() == "b7ad6b7169203331"
     around = {name: above(span, ours) for name, span in by_name.items()}
-    assert around["store runs.create"] == around["run"] == around["deliver"] == [door.name]
+    assert around["store queueing.create"] == around["run"] == around["deliver"] == [door.name]
     assert around["engine"] == around["store claims.finish"] == ["run", door.name]
     assert door.start_time_unix_nano < by_name["run"].start_time_unix_nano < by_name["deliver"].end_time_unix_nano
     told = {each.key: each.value for each in by_name["run"].attributes}
