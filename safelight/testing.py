@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NUM_TOKENS = 8
 WIDTH = 4
+MAX_ROWS_NOTED = 1000
 
 
 class FakeModel:
@@ -37,7 +38,7 @@ class FakeModel:
 
     `faults` maps prompts to what happens in the denoiser: "error", "nan", "memory" or "decode". `step_seconds` and
     `decode_seconds` make it slow. Its weights hold `num_bytes`. `calls` counts encode, predict and decode; `rows` lists
-    the rows of each prediction.
+    the rows of the last predictions.
     """
 
     def __init__(
