@@ -88,7 +88,7 @@ def measure_cancels(client: Client, *, num_runs: int, seed: int, side: int) -> l
     handles = [submit(client, request | {"num_inference_steps": LONGEST_STEPS}) for request in requests]
     with ThreadPoolExecutor(len(handles)) as readers:
         # One goes on until the last cancel was seen, so that all of them end between others.
-        found = list(readers.map(partial(cancel_soon, after=lambda: 2.0 + 2.0 * chance.random()), handles[:-1]))
+        found = list(readers.map(partial(cancel_soon, after=lambda: 0.5 + chance.random()), handles[:-1]))
         handles[-1].cancel()
     return found
 
