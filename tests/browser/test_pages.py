@@ -272,7 +272,7 @@ def test_a_run_is_replayed_with_its_seed_and_deleted(open_page: Open, site: Site
     # A page of its own: the replay's looks again by itself when its run has ended.
     page = open_page(f"/dashboard/runs/{run_id}")
     # A picture that is asked for after its run is gone would be an error in the console.
-    page.wait_for_function("document.querySelector('.result img').complete")
+    page.locator(".result img").evaluate("picture => picture.decode()")
     page.get_by_text("Delete", exact=True).click()
     page.get_by_role("button", name="Delete the run").click()
     expect(page.get_by_role("status")).to_contain_text("gone")
