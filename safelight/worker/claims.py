@@ -25,7 +25,10 @@ from safelight.worker.models import Models
 log = logging.getLogger("safelight.worker")
 
 CLAIM_PAUSE_SECONDS = 0.003
+"""From one claim to the next: long enough to hand a run in, and nothing beside a step."""
+
 URGENT_PAUSE_SECONDS = 0.05
+"""How long a full worker leaves what is urgent to those that have room."""
 
 LAST_CHECKPOINT_SECONDS = 2.0
 """How long a stop may wait for the step under way; where that is longer, the last regular checkpoint has to do."""
