@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
 import threading
@@ -131,7 +132,12 @@ def open_loop(target: Target, requests: Sequence[dict[str, object]], *, per_seco
 def send(client: httpx2.Client, target: Target, request: dict[str, object]) -> Answer:
     began = time.perf_counter()
     answer = client.post("/pinhole/predict", json=request, headers={"Authorization": target.key})
-    latency = time.perf_counter() - began
-    is_ok = answer.status_code == 200 and len(answer.json()["result"]) == request.get("num_images_per_prompt", 1)
-    run_time_ms = float(answer.json()["run_time_ms"]) if is_ok else 0.0
+    return fate(request, answer.status_code, answer.content, latency=time.perf_counter() - began)
+
+
+def fate(request: dict[str, object], status: int, body: bytes, *, latency: float) -> Answer:
+    """What became of a request that was answered with this."""
+    answer = json.loads(body) if status == 200 else {"result": []}
+    is_ok = len(answer["result"]) == request.get("num_images_per_prompt", 1)
+    run_time_ms = float(answer["run_time_ms"]) if is_ok else 0.0
     return Answer(latency, run_time_ms, int(str(request["num_inference_steps"])), is_ok)
