@@ -60,13 +60,14 @@ MORE_EVENTS = {runs.c.num_events: runs.c.num_events + sa.bindparam("num_new_even
 WRITTEN = (*runs.c, now().label("written_at"))
 
 
-def _claim_by(*order: sa.ColumnElement[Any]) -> ReturningUpdate[Any]:
+def _claim_by(*order: sa.ColumnElement[Any], limit: int) -> ReturningUpdate[Any]:
+    # The limit is part of the text: SQLite plans a statement anew each time a LIMIT of it is bound.
     # A table of its own, since PostgreSQL may carry out a subquery several times and lock other runs each time.
     first = (
         sa.select(runs.c.number)
         .where(IS_QUEUED, runs.c.rank < sa.bindparam("rank_below"))
         .order_by(runs.c.rank, *order, runs.c.created_at, runs.c.number)
-        .limit(sa.bindparam("num_runs"))
+        .limit(sa.literal_column(str(limit), sa.Integer))
         .with_for_update(skip_locked=True)
         .cte("first")
     )
@@ -83,16 +84,15 @@ def _claim_by(*order: sa.ColumnElement[Any]) -> ReturningUpdate[Any]:
     return sa.update(runs).where(is_first, is_fresh).values(figures).returning(*WRITTEN)
 
 
-CLAIM_OLDEST = _claim_by()
-
-
-@functools.cache
-def _claim_beside(num_keys: int) -> ReturningUpdate[Any]:
-    """Of one priority those of none of so many keys first, then key by key. This sorts the whole queue instead of
-    following an index: it is as long as the door allows, and no longer."""
+@functools.lru_cache(maxsize=64)
+def _claim(num_keys: int, limit: int) -> ReturningUpdate[Any]:
+    """Of one priority the oldest; those of so many keys after all others, key by key. Where there are such keys, this
+    sorts the whole queue instead of following an index: it is as long as the door allows, and no longer."""
+    if num_keys == 0:
+        return _claim_by(limit=limit)
     key_id = sa.func.coalesce(runs.c.key_id, "")
     places = [(key_id == sa.bindparam(f"key_{place}"), place + 1) for place in range(num_keys)]
-    return _claim_by(sa.case(*places, else_=0))
+    return _claim_by(sa.case(*places, else_=0), limit=limit)
 
 
 REPORT = sa.update(runs).where(AS_KNOWN).returning(runs.c.is_cancel_requested)
@@ -149,17 +149,13 @@ def claim(
     above_priority: int,
 ) -> list[Claim]:
     wanted: dict[str, object] = {
-        "num_runs": limit,
         "lease_seconds": lease_seconds,
         "worker_id": worker_id,
         "attempts_below": attempts_below,
         "rank_below": -above_priority,
     }
-    if crowded:
-        keys = {f"key_{place}": key_id for place, key_id in enumerate(crowded)}
-        claimed = connection.execute(_claim_beside(len(crowded)), wanted | keys).all()
-    else:
-        claimed = connection.execute(CLAIM_OLDEST, wanted).all()
+    wanted |= {f"key_{place}": key_id for place, key_id in enumerate(crowded)}
+    claimed = connection.execute(_claim(len(crowded), limit), wanted).all()
     claimed = sorted(claimed, key=lambda row: (row.created_at, row.number))
     for row in claimed:
         events.append(connection, row, Fact(RunEventKind.STARTED), at=row.written_at)
