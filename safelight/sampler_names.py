@@ -8,8 +8,14 @@ from collections.abc import Iterable, Mapping
 
 from safelight.runs import SamplerName, Spacing
 
-_SAMPLER_ALIASES: Mapping[str, SamplerName] = {
-    alias: sampler
+
+def _plain(name: str) -> str:
+    """Names of the field differ in case, blanks and signs only; the plus signs of DPM++ are its `pp`."""
+    return re.sub(r"[^a-z0-9]", "", name.casefold().replace("+", "p"))
+
+
+_SAMPLERS: Mapping[str, SamplerName] = {
+    _plain(alias): sampler
     for sampler, names in {
         SamplerName.EULER: "Euler, k_euler, EulerDiscrete, EulerDiscreteScheduler, sample_euler",
         SamplerName.EULER_ANCESTRAL: "Euler a, k_euler_a, k_euler_ancestral, EulerAncestralDiscrete,"
@@ -27,14 +33,17 @@ _SAMPLER_ALIASES: Mapping[str, SamplerName] = {
     for alias in (sampler.value, *names.split(", "))
 }
 
-_SPACING_ALIASES: Mapping[str, Spacing] = {
-    **{spacing.value: spacing for spacing in Spacing},
-    "auto": Spacing.AUTOMATIC,
-    "default": Spacing.AUTOMATIC,
-    "uniform": Spacing.LINSPACE,
-    "normal": Spacing.LINSPACE,
-    "use_karras_sigmas": Spacing.KARRAS,
-    "use_exponential_sigmas": Spacing.EXPONENTIAL,
+_SPACINGS: Mapping[str, Spacing] = {
+    _plain(alias): spacing
+    for alias, spacing in {
+        **{spacing.value: spacing for spacing in Spacing},
+        "auto": Spacing.AUTOMATIC,
+        "default": Spacing.AUTOMATIC,
+        "uniform": Spacing.LINSPACE,
+        "normal": Spacing.LINSPACE,
+        "use_karras_sigmas": Spacing.KARRAS,
+        "use_exponential_sigmas": Spacing.EXPONENTIAL,
+    }.items()
 }
 
 _NAMED_WITH_A_SAMPLER = ("karras", "exponential", "sgm_uniform")
@@ -45,25 +54,23 @@ def read_sampler(text: str) -> tuple[SamplerName, Spacing | None]:
 
     Raises ValueError with the rest of a sentence about the text.
     """
-    known = {_plain(alias): sampler for alias, sampler in _SAMPLER_ALIASES.items()}
     plain = _plain(text)
-    if plain in known:
-        return known[plain], None
+    if plain in _SAMPLERS:
+        return _SAMPLERS[plain], None
     for suffix in _NAMED_WITH_A_SAMPLER:
         bare = plain.removesuffix(_plain(suffix))
-        if bare != plain and bare in known:
-            return known[bare], _SPACING_ALIASES[suffix]
-    nearest = known[_nearest(plain, known)]
+        if bare != plain and bare in _SAMPLERS:
+            return _SAMPLERS[bare], _SPACINGS[_plain(suffix)]
+    nearest = _SAMPLERS[_nearest(plain, _SAMPLERS)]
     raise ValueError(f"is not one of {', '.join(SamplerName)}; the nearest is {nearest}")
 
 
 def read_spacing(text: str) -> Spacing:
     """A spacing by any name the field has for it. Raises ValueError with the rest of a sentence about the text."""
-    known = {_plain(alias): spacing for alias, spacing in _SPACING_ALIASES.items()}
     plain = _plain(text)
-    if plain in known:
-        return known[plain]
-    nearest = known[_nearest(plain, known)]
+    if plain in _SPACINGS:
+        return _SPACINGS[plain]
+    nearest = _SPACINGS[_nearest(plain, _SPACINGS)]
     raise ValueError(f"is not one of {', '.join(Spacing)}; the nearest is {nearest}")
 
 
@@ -72,8 +79,3 @@ def _nearest(plain: str, known: Iterable[str]) -> str:
     choices = list(known)
     # Cut: the time to compare grows with the square of the length, and the text is a stranger's.
     return next(iter(difflib.get_close_matches(plain[:40], choices, n=1, cutoff=0.4)), choices[0])
-
-
-def _plain(name: str) -> str:
-    """Names of the field differ in case, blanks and signs only; the plus signs of DPM++ are its `pp`."""
-    return re.sub(r"[^a-z0-9]", "", name.casefold().replace("+", "p"))

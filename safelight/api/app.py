@@ -82,12 +82,13 @@ def create_app(
     )
     app.state.service, app.state.settings, app.state.keyring = service, settings, keyring
     app.state.desk, app.state.meter = desk, meter
+    # First: routes are tried in order, and this one is asked for most.
+    add_predict_routes(app)
     add_server_routes(app)
     add_runs_routes(app)
     add_webhook_routes(app)
     if desk is not None:
         app.include_router(dashboard_router())
-    add_predict_routes(app)
     return app
 
 
