@@ -23,6 +23,7 @@ from safelight.api.params import (
     find_wrong,
     shorten,
 )
+from safelight.api.resolving import Resolver
 from safelight.api.starting import Pictures, keep_pictures, take_pictures
 from safelight.api.webhooks import Webhooks
 from safelight.config import ServerSettings
@@ -105,6 +106,7 @@ class Service:
         self._draw_seed = draw_seed
         self._monotonic = monotonic
         self._tracing = tracing
+        self._resolver = Resolver(store.deployments, store.notifications, monotonic=monotonic)
         self._waiting: Counter[str] = Counter()
         self._is_refusing = False
         self._is_stopping = False
@@ -136,10 +138,10 @@ class Service:
             self._store.notifications.publish(f"end:{run_id}")
 
     async def resolve(self, name: str) -> Deployment:
-        """The deployment that answers under `name`. Raises NotFound."""
+        """The deployment that answers under `name`, as it was within the last seconds. Raises NotFound."""
         if not _NAME.fullmatch(name):
             raise NotFound(f"there is no deployment {shorten(name)}", code="deployment_not_found")
-        return await self._store.deployments.resolve(name)
+        return await self._resolver.resolve(name)
 
     async def list_deployments(self) -> Sequence[Deployment]:
         """Every deployment in its newest version, by name."""

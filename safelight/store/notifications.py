@@ -32,6 +32,10 @@ class Listener:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._was_hinted.wait()
+        return self.take()
+
+    def take(self) -> bool:
+        """Whether a hint came since the last wait or take."""
         was_hinted = self._was_hinted.is_set()
         self._was_hinted.clear()
         return was_hinted
