@@ -4,7 +4,6 @@ imported here only."""
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import secrets
 import time
@@ -21,7 +20,17 @@ from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTT
 
 from safelight.errors import ConfigError, StorageFull, TryLater
 from safelight.runs import OutputFormat
-from safelight.store.images import ImageFolder, StoredImage, is_path, no_such_image, path_of, thumbnail_of
+from safelight.store.images import (
+    Content,
+    ImageFolder,
+    StoredImage,
+    bytes_of,
+    is_path,
+    no_such_image,
+    path_of,
+    stored_image,
+    thumbnail_of,
+)
 
 log = logging.getLogger("safelight.store")
 
@@ -66,10 +75,10 @@ class ImageBucket:
         except (BotoCoreError, ClientError) as error:
             raise ConfigError(self._explain(error)) from error
 
-    async def write(self, run_id: str, index: int, fence: int, output_format: OutputFormat, data: bytes) -> StoredImage:
-        path = path_of(run_id, index, fence, output_format)
-        await self._do(self._put, path, data)
-        return StoredImage(path, len(data), hashlib.sha256(data).hexdigest())
+    async def write(
+        self, run_id: str, index: int, fence: int, output_format: OutputFormat, content: Content
+    ) -> StoredImage:
+        return await self._do(self._write, path_of(run_id, index, fence, output_format), content)
 
     async def read(self, path: str) -> bytes:
         if not is_path(path):
@@ -123,6 +132,11 @@ class ImageBucket:
         list(self._list(name))
         self._get(name)
         self._delete([name])
+
+    def _write(self, path: str, content: Content) -> StoredImage:
+        data = bytes_of(content)
+        self._put(path, data)
+        return stored_image(path, data)
 
     def _put(self, path: str, data: bytes) -> None:
         self._client.put_object(Bucket=self._bucket, Key=self._prefix + path, Body=data)

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -22,6 +22,9 @@ from safelight.runs import OutputFormat
 
 _RUN_ID = re.compile(r"[0-9A-Za-z_-]{2,64}")
 _PATH = re.compile(r"[0-9A-Za-z_-]{2}/[0-9A-Za-z_-]{2,64}/\d+-\d+\.[a-z]+")
+
+Content = bytes | Callable[[], bytes]
+"""Of a picture file; or what makes it, which is called on the thread that writes, off the event loop."""
 
 
 class StoredImage(NamedTuple):
@@ -39,7 +42,9 @@ class Images(Protocol):
     async def check(self) -> None:
         """Try whether pictures can be kept there. Raises ConfigError with the remedy."""
 
-    async def write(self, run_id: str, index: int, fence: int, output_format: OutputFormat, data: bytes) -> StoredImage:
+    async def write(
+        self, run_id: str, index: int, fence: int, output_format: OutputFormat, content: Content
+    ) -> StoredImage:
         """Write a picture so that it survives power loss once this returns. Raises StorageFull, TryLater."""
 
     async def read(self, path: str) -> bytes:
@@ -73,10 +78,12 @@ class ImageFolder:
     async def check(self) -> None:
         await asyncio.to_thread(self._check)
 
-    async def write(self, run_id: str, index: int, fence: int, output_format: OutputFormat, data: bytes) -> StoredImage:
+    async def write(
+        self, run_id: str, index: int, fence: int, output_format: OutputFormat, content: Content
+    ) -> StoredImage:
         path = path_of(run_id, index, fence, output_format)
         try:
-            return await asyncio.to_thread(self._write, path, data)
+            return await asyncio.to_thread(self._write, path, content)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -115,7 +122,8 @@ class ImageFolder:
             raise no_such_image()
         return self._folder / path
 
-    def _write(self, path: str, data: bytes) -> StoredImage:
+    def _write(self, path: str, content: Content) -> StoredImage:
+        data = bytes_of(content)
         final = self._folder / path
         self._make_parents(final.parent)
         temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
@@ -129,7 +137,7 @@ class ImageFolder:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(final.parent)
-        return StoredImage(path, len(data), hashlib.sha256(data).hexdigest())
+        return stored_image(path, data)
 
     def _make_parents(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -192,6 +200,16 @@ def path_of(run_id: str, index: int, fence: int, output_format: OutputFormat) ->
     """Where one picture of a run lies, as drawn under one claim."""
     assert _RUN_ID.fullmatch(run_id), "run ids are made by the server"
     return f"{run_id[:2]}/{run_id}/{index}-{fence}.{output_format.value}"
+
+
+def bytes_of(content: Content) -> bytes:
+    """A picture's bytes, made now if they are not there yet."""
+    return content() if callable(content) else content
+
+
+def stored_image(path: str, data: bytes) -> StoredImage:
+    """What is to be known of a picture that was put at `path`."""
+    return StoredImage(path, len(data), hashlib.sha256(data).hexdigest())
 
 
 def is_path(path: str) -> bool:

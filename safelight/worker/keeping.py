@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from safelight.engine.beginnings import StartPicture
 from safelight.engine.checkpoints import Checkpoint, pack, unpack
@@ -19,7 +20,7 @@ log = logging.getLogger("safelight.worker")
 
 
 async def keep_picture(store: Store, held: Held, event: ImageReady, *, is_last: bool) -> None:
-    """Encode a picture off the loop, write it durably, and only then name it in the store.
+    """Encode a picture and write it durably, off the loop, and only then name it in the store.
 
     The last one is named by the transaction that ends the run: one commit less for whoever waits.
     """
@@ -27,10 +28,11 @@ async def keep_picture(store: Store, held: Held, event: ImageReady, *, is_last: 
     assert deployment is not None
     params = claim.run.params
     metadata = PictureMetadata(params=params, seed=event.seed, model=deployment.model, revision=deployment.revision)
-    data = await asyncio.to_thread(
+    encode = partial(
         encode_picture, event.pixels, params.output_format, metadata if deployment.embed_metadata else None
     )
-    stored = await store.images.write(claim.run.id, event.index, claim.fence, params.output_format, data)
+    # One way to a thread for both: each takes as long as a small picture's encoding.
+    stored = await store.images.write(claim.run.id, event.index, claim.fence, params.output_format, encode)
     record = ImageRecord(
         index=event.index,
         seed=event.seed,

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import signal
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -48,6 +49,18 @@ async def test_a_written_picture_is_read_back(images: Images) -> None:
     with pytest.raises(NotFound) as raised:
         await images.read(path)
     assert raised.value.code == "image_not_found"
+
+
+async def test_a_picture_is_made_on_the_thread_that_writes_it(images: Images) -> None:
+    makers: list[int] = []
+
+    def make() -> bytes:
+        makers.append(threading.get_ident())
+        return b"light"
+
+    stored = await images.write(RUN_ID, 0, 1, OutputFormat.PNG, make)
+    assert (stored.num_bytes, await images.read(stored.path)) == (5, b"light")
+    assert len(makers) == 1 and makers != [threading.get_ident()]
 
 
 async def test_a_check_leaves_nothing_behind(images: Images) -> None:
