@@ -4,13 +4,12 @@ best settings."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 
-from benchmarks.servers import Target, peer, safelight
+from benchmarks.servers import Target, peer, safelight, wait_until_compiled
 from safelight.engine.environment import WORKER_ENVIRONMENT
 
 BEST_IN_TORCH = ("--dtype", "auto", "--threads", "-1")
@@ -45,7 +44,13 @@ def _peer(module: str, *arguments: str, is_tuned: bool = True) -> Start:
 
 
 def _safelight(backend: str) -> Start:
-    return partial(safelight, SAFELIGHT_ENGINE__BACKEND=backend)
+    @contextmanager
+    def start(title: str) -> Iterator[Target]:
+        with safelight(title, SAFELIGHT_ENGINE__BACKEND=backend) as target:
+            wait_until_compiled(target)
+            yield target
+
+    return start
 
 
 CONTENDERS = (

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from benchmarks.load import Answer, fate, median_and_spread, quantile_of
 from benchmarks.machine import publish
-from benchmarks.servers import Target, peer, safelight
+from benchmarks.servers import Target, peer, safelight, wait_until_compiled
 
 REQUEST: dict[str, object] = {"prompt": "a red circle", "num_inference_steps": 20, "seed": 1, "sampler": "euler"}
 
@@ -76,6 +76,7 @@ def main() -> None:
         with closing(connect(ours)) as connection:
             ask(connection, ours, REQUEST)
         table.add_row("start to first picture, cold, s", f"{time.monotonic() - began:.2f}", "")
+        wait_until_compiled(ours)
         with peer("bare pipeline", "diffusers_lock", *arguments) as bare:
             alternate(ours, bare, 2)
             latencies, bare_seconds, added = alternate(ours, bare, options.requests)

@@ -181,9 +181,7 @@ def build(asked: argparse.Namespace, dtype: str, backend: BackendName) -> UNetMo
     else:
         model = RandomModel(tuning.dtype, asked.device)
     compiler = open_compiler(backend, tuning)
-    if compiler is not None:
-        model.compile(compiler)
-    return model
+    return model if compiler is None else model.compiled(compiler)
 
 
 def parse() -> argparse.Namespace:

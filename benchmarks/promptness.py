@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks.load import mixed_requests, quantile_of
 from benchmarks.machine import publish
-from benchmarks.servers import safelight
+from benchmarks.servers import safelight, wait_until_compiled
 from safelight.client import Client, RunHandle
 from safelight.runs import RunEvent, RunEventKind
 
@@ -129,6 +129,7 @@ def main() -> None:
 @contextmanager
 def warm_server(side: int, **environment: str) -> Iterator[Client]:
     with safelight(**environment) as target, Client(target.url, target.key) as client:
+        wait_until_compiled(target)
         for request in mixed_requests(2, seed=0, side=side):
             submit(client, request).wait()
         yield client

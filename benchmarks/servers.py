@@ -54,6 +54,13 @@ def safelight(name: str = "Safelight", *, model: str = "pinhole", **environment:
             yield Target(name, url, key, pid, start_seconds)
 
 
+def wait_until_compiled(target: Target) -> None:
+    """Until Safelight draws with the networks that stay: a deterministic run waits for them."""
+    request = {"prompt": "", "deterministic": True, "num_inference_steps": 1, "height": 64, "width": 64}
+    url, headers = f"{target.url}/pinhole/predict", {"Authorization": target.key}
+    httpx2.post(url, json=request, headers=headers, timeout=600, trust_env=False).raise_for_status()
+
+
 @contextmanager
 def serving(data: Path, *models: str, **environment: str) -> Iterator[tuple[str, int]]:
     """`safelight serve` on a data folder: address and pid."""

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Self
 
 import numpy as np
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from safelight.engine.beginnings import Mask
     from safelight.engine.events import Pixels
+    from safelight.engine.models.forwards import Compiler
     from safelight.engine.samplers import NoiseSchedule
 
 NUM_TOKENS = 8
@@ -91,6 +92,9 @@ class FakeModel:
         for use in loras:
             if use.name not in self._loras:
                 raise ModelError(f"no LoRA {use.name} was registered")
+        return self
+
+    def compiled(self, compiler: Compiler) -> Self:
         return self
 
     def backend_of(self, latent_shape: tuple[int, int, int], num_windows: int = 1) -> str:

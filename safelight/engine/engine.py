@@ -107,7 +107,7 @@ class Engine:
         return sum(run.num_images_left for run in list(self._runs.values()))
 
     def load(self, key: str, model: ImageModel) -> None:
-        """Serve `model` as `key`."""
+        """Serve `model` as `key`. What is under way with another of that key ends with that one."""
         self._models[key] = model
         self._memory.expect(key, number_bytes_of(model))
 
@@ -161,7 +161,8 @@ class Engine:
             run.deadline_at = self._now() + assignment.deadline_seconds
         shape = model.latent_shape(params.height, params.width)
         num_windows = max(model.count_windows(text) for text in params.texts)
-        key = BatchKey(assignment.model_key, shape, model.conditioning_shape, params.loras, num_windows)
+        backend = model.backend_of(shape, num_windows)
+        key = BatchKey(assignment.model_key, shape, model.conditioning_shape, params.loras, num_windows, backend)
         if not self._make_room(key, params):
             self._events.append((run.run_id, AssignmentFailed(faults.OUT_OF_MEMORY, 0.0)))
             return
@@ -271,8 +272,7 @@ class Engine:
         except Exception as error:
             log.exception("encoding failed", extra={"run_id": run.run_id})
             return faults.encode_failed(error)
-        key = run.tasks[0].key
-        return EncodedPrompt(warnings_about(run), model.backend_of(key.latent_shape, key.num_windows))
+        return EncodedPrompt(warnings_about(run), run.tasks[0].key.backend)
 
     def _encode_text(self, run: LiveRun, text: str, *, is_negative: bool = False) -> Conditioning:
         """Prompt and negative prompt are of one length: the shorter is filled up with empty windows."""

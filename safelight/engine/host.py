@@ -53,7 +53,8 @@ class _Stream:
 class EngineHost:
     """Owns one Engine and its thread. All methods are called from one event loop.
 
-    `load` replaces the loader of real weights (tests pass FakeModel), `estimate` what tells their bytes beforehand.
+    `load` replaces the loader of real weights (tests pass FakeModel), `estimate` what tells their bytes beforehand,
+    `compile` what takes too long for a first picture to wait for.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class EngineHost:
         checkpoint_seconds: float | None = None,
         load: Callable[[Path], ImageModel] | None = None,
         estimate: Callable[[Path], int] | None = None,
+        compile: Callable[[ImageModel], ImageModel] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         loader = ModelLoader(
@@ -71,6 +73,7 @@ class EngineHost:
         )
         self._load = load or loader.load
         self._estimate = estimate or (loader.estimate_bytes if load is None else lambda folder: 0)
+        self._compile = compile or (loader.compile if load is None else lambda model: model)
         self._prepare = loader.prepare if load is None else None
         self._now = now
         self._engine = Engine(
@@ -115,7 +118,7 @@ class EngineHost:
         self._tell = tell
 
     async def serve(self, key: str, model: ImageModel) -> None:
-        """Draw runs of `key` with `model`."""
+        """Draw runs of `key` with `model` from now on; those under way end with the one they have."""
         await self._in_engine(lambda: self._engine.load(key, model))
 
     async def withdraw(self, key: str) -> None:
@@ -219,6 +222,7 @@ class EngineHost:
             residency,
             self,
             load=self._load_as_served,
+            compile=self._compile,
             estimate=lambda spec: self._estimate(spec.folder),
             tell=self._tell,
             now=self._now,

@@ -29,5 +29,5 @@ def load(
     loader.prepare()
     engine = Engine(drawing_bytes=drawing_bytes)
     for model in models:
-        engine.load(str(model), loader.load(find_weights(str(model), folders={})))
+        engine.load(str(model), loader.compile(loader.load(find_weights(str(model), folders={}))))
     return engine

@@ -20,6 +20,7 @@ import torch
 
 from safelight.deployments import DeploymentStatus
 from safelight.engine import faults
+from safelight.engine.compiling import Compilations
 from safelight.engine.models.base import ImageModel
 from safelight.engine.models.placing import move_model, num_bytes_of
 from safelight.engine.residency import Failures, Move, Place, Residency
@@ -58,7 +59,10 @@ class Stage(Protocol):
 
 
 class Residents:
-    """Brings models to the device one at a time, in the order they were asked for. `tell` hears of every change."""
+    """Brings models to the device one at a time, in the order they were asked for. `tell` hears of every change.
+
+    Each is served as soon as it is loaded. What `compile` makes of it takes its place once that is done.
+    """
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class Residents:
         stage: Stage,
         *,
         load: Callable[[ModelSpec], ImageModel],
+        compile: Callable[[ImageModel], ImageModel],
         estimate: Callable[[ModelSpec], int],
         tell: Callable[[ModelState], Awaitable[None]],
         now: Callable[[], float] = time.monotonic,
@@ -76,6 +81,7 @@ class Residents:
         self._estimate = estimate
         self._tell = tell
         self._now = now
+        self._compilations = Compilations(compile, self._serve)
         self._failures = Failures()
         self._models: dict[str, ImageModel] = {}
         self._num_bytes: dict[str, int] = {}
@@ -89,8 +95,9 @@ class Residents:
         return self._residency.place_of(key) is Place.DEVICE
 
     @contextlib.asynccontextmanager
-    async def hold(self, spec: ModelSpec) -> AsyncIterator[None]:
-        """Keep the model on the device for the length of the block; bring it first where it is elsewhere.
+    async def hold(self, spec: ModelSpec, *, is_compiled: bool = True) -> AsyncIterator[None]:
+        """Keep the model on the device for the length of the block; bring it first where it is elsewhere, and wait
+        until it is compiled unless that may come later.
 
         Raises ModelError with the remedy where it cannot be brought; after a failure, at once for a while.
         """
@@ -100,8 +107,11 @@ class Residents:
         try:
             if not self.is_loaded(spec.key):
                 await asyncio.shield(self._bring(spec))
+            if is_compiled:
+                await self._compilations.wait(spec.key)
             yield
         finally:
+            self._compilations.begin(spec.key)
             self._residency.end_use(spec.key, self._now())
             self._announce()
 
@@ -183,6 +193,7 @@ class Residents:
         self._leaving = frozenset(move.key for move in moves)
         try:
             for move in moves:
+                self._compilations.forget(move.key)
                 await self._stage.withdraw(move.key)
                 await self._leave(move)
         finally:
@@ -206,8 +217,10 @@ class Residents:
 
     async def _place(self, spec: ModelSpec, began: float) -> None:
         model = await self._brought_there(spec)
-        await self._stage.serve(spec.key, model)
-        self._models[spec.key] = model
+        is_new = spec.key not in self._models
+        await self._serve(spec.key, model)
+        if is_new:
+            self._compilations.plan(spec.key, model)
         self._num_bytes[spec.key] = num_bytes_of(model)
         now = self._now()
         self._residency.settle(
@@ -218,6 +231,10 @@ class Residents:
             is_pinned=spec.is_pinned,
             cooldown_seconds=spec.cooldown_seconds,
         )
+
+    async def _serve(self, key: str, model: ImageModel) -> None:
+        self._models[key] = model
+        await self._stage.serve(key, model)
 
     async def _brought_there(self, spec: ModelSpec) -> ImageModel:
         with contextlib.suppress(torch.OutOfMemoryError):

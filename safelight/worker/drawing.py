@@ -21,7 +21,7 @@ from safelight.engine.faults import ENGINE_STOPPED
 from safelight.engine.host import EngineHost
 from safelight.engine.tasks import Assignment
 from safelight.errors import ModelError, Stopping
-from safelight.runs import Outcome, RunError, RunStatus
+from safelight.runs import Claim, Outcome, RunError, RunStatus
 from safelight.store import Store
 from safelight.worker.held import Held
 from safelight.worker.keeping import CheckpointKeeper, keep_picture, keep_preview, start_picture
@@ -44,7 +44,8 @@ class Drawing:
         run = held.claim.run
         held.deployment = await self._models.deployment_of(run)
         async with contextlib.AsyncExitStack() as stack:
-            held.waiting = asyncio.create_task(stack.enter_async_context(self._models.hold(held.deployment)))
+            model = self._models.hold(held.deployment, is_compiled=_wants_compiled(held.claim))
+            held.waiting = asyncio.create_task(stack.enter_async_context(model))
             try:
                 await held.waiting
             except ModelError as refusal:
@@ -119,6 +120,12 @@ class Drawing:
                         raise Stopping(error.message)
                     return held.outcome(RunStatus.FAILED, run_time_ms, error)
         raise AssertionError("the engine ended an assignment without an end event")
+
+
+def _wants_compiled(claim: Claim) -> bool:
+    """Whether a run waits for the networks that stay, for it must come out as it would another time: as it began in an
+    earlier claim, or bit by bit. And no LoRA is put into networks that are being compiled."""
+    return claim.fence > 1 or claim.run.params.deterministic or bool(claim.run.params.loras)
 
 
 def _is_being_cancelled() -> bool:

@@ -27,14 +27,19 @@ CAT = RunParams(prompt="a cat", height=64, width=64, num_inference_steps=2, guid
 
 @asynccontextmanager
 async def working(
-    folder: Path, load: Callable[[Path], ImageModel], *, max_resident_images: int = 16, **served: Serving
+    folder: Path,
+    load: Callable[[Path], ImageModel],
+    *,
+    compile: Callable[[ImageModel], ImageModel] | None = None,
+    max_resident_images: int = 16,
+    **served: Serving,
 ) -> AsyncIterator[Store]:
     """A store with deployments, and a worker with room for one model of 4 MB."""
     async with await Store.open(folder / "data") as store:
         for name, serving in served.items():
             await store.deployments.deploy(Deployment(name=name, version=0, model=name, serving=serving))
         engine_settings = EngineSettings(model_memory_mb=5, max_resident_images=max_resident_images)
-        engine = EngineHost(engine_settings, load=load, estimate=lambda _: 4_000_000)
+        engine = EngineHost(engine_settings, load=load, estimate=lambda _: 4_000_000, compile=compile)
         settings = WorkerSettings(poll_seconds=0.05, progress_seconds=0.05)
         worker = Worker(store, engine, settings, worker_id="w", find_weights=Path)
         working = asyncio.create_task(worker.run())
@@ -46,8 +51,8 @@ async def working(
             await engine.close()
 
 
-async def submit(store: Store, deployment: str) -> str:
-    run, _ = await store.runs.create(new_run(deployment=deployment, params=CAT), max_queued=100)
+async def submit(store: Store, deployment: str, params: RunParams = CAT) -> str:
+    run, _ = await store.runs.create(new_run(deployment=deployment, params=params), max_queued=100)
     return run.id
 
 

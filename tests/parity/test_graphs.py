@@ -176,7 +176,7 @@ def test_where_one_image_travels_a_graph_answers_bit_for_bit_or_not_at_all() -> 
 
 def test_a_model_that_is_unloaded_gives_the_memory_of_its_graphs_back(tiny_v1: Pair) -> None:
     capture, model = Replays(), load_model(tiny_v1.folder)
-    model.compile(GraphCompiler(capture.open))
+    model = model.compiled(GraphCompiler(capture.open))
     params = RunParams(prompt="a red cat", height=32, width=32, num_inference_steps=CAPTURE_AT)
     draw_with_engine(model, [params])
     assert capture.num_tries == 1
@@ -192,7 +192,7 @@ def test_a_model_draws_the_same_by_graphs_and_with_a_lora_without_them(tiny_v1: 
     asked = RunParams(prompt="a red cat", height=32, width=32, num_inference_steps=CAPTURE_AT + 1, seed=5)
     changed = replace(asked, loras=(LoraUse("lora", 1.0),))
     theirs = {params: draw_with_engine(model, [params])[0] for params in (asked, changed)}
-    model.compile(GraphCompiler(capture.open))
+    model = model.compiled(GraphCompiler(capture.open))
     native = model.latent_shape(32, 32)
     assert model.backend_of(native, num_windows=2) == "cuda graphs (denoiser), torch (decoder)"
     assert model.adapted(changed.loras).backend_of(native) == "torch"

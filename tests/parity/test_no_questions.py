@@ -64,7 +64,7 @@ def test_steps_of_all_samplers_together_ask_nothing(
     pair: Pair = request.getfixturevalue(name)
     model, capture, uploads = load_model(pair.folder), Replays(), Uploads()
     monkeypatch.setattr("safelight.engine.rows.upload", uploads)
-    model.compile(GraphCompiler(capture.open))
+    model = model.compiled(GraphCompiler(capture.open))
     engine = Engine(max_batch_rows=32)
     engine.load("model", model)
     for number, sampler in enumerate(SamplerName):

@@ -95,7 +95,7 @@ def test_a_loaded_model_draws_the_same_pictures_at_its_size_and_at_another() -> 
         RunParams(prompt="a red circle", height=height, width=512, num_inference_steps=2, seed=number)
         for number, height in enumerate((512, 256))
     ]
-    compiled, plain = loader.load(PINHOLE), load_model(PINHOLE)
+    compiled, plain = loader.compile(loader.load(PINHOLE)), load_model(PINHOLE)
     native, other = (plain.latent_shape(height, 512) for height in (512, 256))
     assert compiled.backend_of(native).startswith("openvino 20")
     assert {compiled.backend_of(other), plain.backend_of(native)} == {"torch"}

@@ -19,6 +19,9 @@ Forward = Callable[..., tuple[torch.Tensor, ...]]
 class Compiler(Protocol):
     """Takes networks of one device and gives back what runs them faster, or the networks as they were."""
 
+    takes_long: bool
+    """Whether a first picture should not wait for it."""
+
     def unet(self, unet: Any, *args: torch.Tensor, **inputs: Any) -> Forward:
         """A conditional UNet's forward pass. The arguments are an example of one row."""
         ...

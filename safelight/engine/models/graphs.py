@@ -53,6 +53,8 @@ class GraphCompiler:
     largest of all, for ever.
     """
 
+    takes_long = False
+
     def __init__(self, open_capture: Callable[[], Capture], *, has_compiled_blocks: bool = False) -> None:
         self._open_capture = open_capture
         self._has_compiled_blocks = has_compiled_blocks

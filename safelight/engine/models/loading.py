@@ -47,14 +47,17 @@ class ModelLoader:
         return self._tuning
 
     def load(self, folder: Path) -> ImageModel:
-        """The model in `folder`. Raises ModelError with the remedy. Any thread, once `prepare` is done."""
+        """The model in `folder`, compiled unless that takes long. Raises ModelError with the remedy. Any thread, once
+        `prepare` is done."""
         assert self._tuning is not None
         if self._compiler is None:
             self._compiler = open_compiler(self._backend, self._tuning)
         model = load_model(folder, device=self._tuning.device, dtype=self._tuning.dtype)
-        if self._compiler is not None:
-            model.compile(self._compiler)
-        return model
+        return model if self._compiler is None or self._compiler.takes_long else model.compiled(self._compiler)
+
+    def compile(self, model: ImageModel) -> ImageModel:
+        """What `load` gave, with what takes long done too. It shares the weights, and draws a little otherwise."""
+        return model if self._compiler is None or not self._compiler.takes_long else model.compiled(self._compiler)
 
     def estimate_bytes(self, folder: Path) -> int:
         """What the model in `folder` will hold on the device. Raises ModelError."""

@@ -7,6 +7,7 @@ that were compiled. Every other shape runs in torch, and so does every network t
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import sys
 import time
@@ -47,6 +48,8 @@ def _silent_openvino() -> Any:
 class OpenVINO:
     """A Compiler: compiles networks for one CPU, in the dtype and for the threads of `tuning`. `is_forced`:
     slower ones too."""
+
+    takes_long = True
 
     def __init__(self, tuning: Tuning, *, is_forced: bool = False) -> None:
         self._core = _silent_openvino().Core()
@@ -165,7 +168,12 @@ class Compiled(Faster):
 
     def backend_for(self, latent_shape: tuple[int, ...], num_windows: int) -> str:
         is_compiled = num_windows == 1 and self.shapes[0] == latent_shape
-        return f"openvino {version('openvino')}" if is_compiled else "torch"
+        return _backend() if is_compiled else "torch"
+
+
+@functools.cache
+def _backend() -> str:
+    return f"openvino {version('openvino')}"
 
 
 def cheapest_parts(num_rows: int, seconds: Mapping[int, float]) -> tuple[int, ...]:

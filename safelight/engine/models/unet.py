@@ -74,8 +74,9 @@ class UNetModel:
         view._loras = loras
         return view
 
-    def compile(self, compiler: Compiler) -> None:
-        """Have the networks run faster, where that can be. Thread: that which loads."""
+    def compiled(self, compiler: Compiler) -> UNetModel:
+        """The same model, sharing its weights, with networks that run faster where that can be. Thread: any, as long
+        as no LoRA is read."""
         unet, vae = self._parts.unet, self._parts.vae
         side = unet.config["sample_size"] or 64
         height, width = side if isinstance(side, (list, tuple)) else (side, side)
@@ -83,8 +84,10 @@ class UNetModel:
         hidden = torch.zeros(1, *self.conditioning_shape, dtype=self._dtype, device=self.device)
         sides = {"height": height * self._scale_factor, "width": width * self._scale_factor}
         inputs = self._parts.prompts.denoiser_inputs(hidden, **sides)
-        self._unet = compiler.unet(unet, x, torch.zeros(1, device=self.device), **inputs)
-        self._decode = compiler.decoder(vae, x.to(vae.dtype))
+        view = copy.copy(self)
+        view._unet = compiler.unet(unet, x, torch.zeros(1, device=self.device), **inputs)
+        view._decode = compiler.decoder(vae, x.to(vae.dtype))
+        return view
 
     def backend_of(self, latent_shape: tuple[int, int, int], num_windows: int = 1) -> str:
         denoiser = "torch" if self._loras else backend_name(self._unet, latent_shape, num_windows)
