@@ -80,6 +80,9 @@ class ImageBucket:
     ) -> StoredImage:
         return await self._do(self._write, path_of(run_id, index, fence, output_format), content)
 
+    async def prepare(self, run_id: str) -> None:
+        """A bucket has no folders."""
+
     async def read(self, path: str) -> bytes:
         if not is_path(path):
             raise no_such_image()

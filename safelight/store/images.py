@@ -27,6 +27,15 @@ Content = bytes | Callable[[], bytes]
 """Of a picture file; or what makes it, which is called on the thread that writes, off the event loop."""
 
 
+PREPARED_SECONDS = 600.0
+"""How long a folder that was made for a run counts as synced: less than whatever is swept is old."""
+
+MAX_PREPARED = 1000
+
+LONGEST_DRAWING_SECONDS = 86_400.0
+"""For so long a folder may wait, empty, for the first picture of its run."""
+
+
 class StoredImage(NamedTuple):
     """Where a picture was put, relative to the folder or prefix, and what an ImageRecord says of it."""
 
@@ -46,6 +55,10 @@ class Images(Protocol):
         self, run_id: str, index: int, fence: int, output_format: OutputFormat, content: Content
     ) -> StoredImage:
         """Write a picture so that it survives power loss once this returns. Raises StorageFull, TryLater."""
+
+    async def prepare(self, run_id: str) -> None:
+        """Do what `write` can be spared for the pictures of a run, while they are drawn. Never raises: `write` does
+        what was left undone."""
 
     async def read(self, path: str) -> bytes:
         """The bytes of a picture. Raises NotFound, TryLater."""
@@ -74,6 +87,7 @@ class ImageFolder:
         self._folder = folder
         self._thumbnails = thumbnails
         self._lasting_shelves: set[str] = set()
+        self._prepared: dict[Path, float] = {}
 
     async def check(self) -> None:
         await asyncio.to_thread(self._check)
@@ -89,6 +103,14 @@ class ImageFolder:
                 raise
             message = "the disk of the data folder is full; free some space"
             raise StorageFull(message, retry_after_seconds=30.0) from error
+
+    async def prepare(self, run_id: str) -> None:
+        folder = self._folder / shelf_of(run_id) / run_id
+        with suppress(OSError):
+            if await asyncio.to_thread(self._make_new, folder):
+                self._prepared[folder] = time.monotonic()
+        while len(self._prepared) > MAX_PREPARED:
+            del self._prepared[next(iter(self._prepared))]
 
     async def read(self, path: str) -> bytes:
         try:
@@ -139,7 +161,21 @@ class ImageFolder:
         sync_folder(final.parent)
         return stored_image(path, data)
 
+    def _make_new(self, folder: Path) -> bool:
+        """Whether it was not there before."""
+        if folder.is_dir():
+            return False
+        self._make_parents(folder)
+        return True
+
+    def _is_lasting(self, folder: Path) -> bool:
+        """It was made here and synced, and is too young for any sweep."""
+        prepared_at = self._prepared.get(folder)
+        return prepared_at is not None and time.monotonic() - prepared_at < PREPARED_SECONDS and folder.is_dir()
+
     def _make_parents(self, folder: Path) -> None:
+        if self._is_lasting(folder):
+            return
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Another process may have made these and not yet synced them, so "it was there" is not enough.
         sync_folder(folder.parent)
@@ -159,7 +195,15 @@ class ImageFolder:
     def _sweep(self, known_paths: Collection[str], older_than_seconds: float, shelf: str) -> int:
         orphans = self._orphans(known_paths, older_than_seconds, shelf)
         self._remove(orphans)
+        self._remove_empty(shelf, time.time() - older_than_seconds - LONGEST_DRAWING_SECONDS)
         return len(orphans)
+
+    def _remove_empty(self, shelf: str, oldest_kept: float) -> None:
+        """The folders that were prepared for pictures which never came."""
+        for folder in self._folder.glob(f"{shelf}/*"):
+            with suppress(OSError):
+                if folder.stat().st_mtime < oldest_kept:
+                    folder.rmdir()
 
     def _orphans(self, known_paths: Collection[str], older_than_seconds: float, shelf: str) -> list[Path]:
         oldest_kept = time.time() - older_than_seconds
@@ -199,7 +243,12 @@ def thumbnail_of(path: str, folder: Path) -> Path:
 def path_of(run_id: str, index: int, fence: int, output_format: OutputFormat) -> str:
     """Where one picture of a run lies, as drawn under one claim."""
     assert _RUN_ID.fullmatch(run_id), "run ids are made by the server"
-    return f"{run_id[:2]}/{run_id}/{index}-{fence}.{output_format.value}"
+    return f"{shelf_of(run_id)}/{run_id}/{index}-{fence}.{output_format.value}"
+
+
+def shelf_of(run_id: str) -> str:
+    """The shelf that the pictures of a run lie on."""
+    return run_id[:2]
 
 
 def bytes_of(content: Content) -> bytes:

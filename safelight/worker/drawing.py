@@ -77,11 +77,15 @@ class Drawing:
             priority=run.priority,
             deadline_seconds=held.seconds_to_deadline(),
         )
-        watching = asyncio.create_task(self._pass_on_watchers(run.id))
+        beside = (
+            asyncio.create_task(self._pass_on_watchers(run.id)),
+            asyncio.create_task(self._store.images.prepare(run.id)),
+        )
         try:
             return await self._follow(held, assignment)
         finally:
-            watching.cancel()
+            for task in beside:
+                task.cancel()
             if held.has_preview:
                 await self._store.previews.remove(run.id)
 

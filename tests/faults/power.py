@@ -102,6 +102,8 @@ async def work(data: Path, answers: Path, num_runs: int) -> None:
                 await store.runs.create(new, max_queued=1000)
                 tell("accepted", new.id)
                 for claim in await store.runs.claim("w", limit=1, lease_seconds=600):
+                    if random.random() < 0.5:
+                        await store.images.prepare(claim.run.id)
                     picture = os.urandom(random.randint(100, 20_000))
                     kept = await store.images.write(claim.run.id, 0, claim.fence, OutputFormat.PNG, picture)
                     image = ImageRecord(

@@ -90,26 +90,78 @@ async def test_small_versions_go_with_their_pictures(images: Images, tmp_path: P
     assert not small.exists()
 
 
-async def test_everything_is_synced_before_a_picture_has_its_name(
-    folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps: list[str] = []
+@pytest.fixture
+def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done to the disk from now on: the folders and the endings of files that are synced, and renames."""
+    noted: list[str] = []
     sync, rename = os.fsync, Path.replace
 
     def noting_sync(descriptor: int) -> None:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
-        steps.append(path.relative_to(tmp_path).as_posix() if path.is_dir() else path.suffix)
+        noted.append(path.relative_to(tmp_path).as_posix() if path.is_dir() else path.suffix)
         sync(descriptor)
 
     def noting_rename(path: Path, target: Path) -> Path:
-        steps.append("rename")
+        noted.append("rename")
         return rename(path, target)
 
     monkeypatch.setattr(os, "fsync", noting_sync)
     monkeypatch.setattr(Path, "replace", noting_rename)
+    return noted
+
+
+SHELF = f"images/{RUN_ID[:2]}"
+PUT = [".tmp", "rename", f"{SHELF}/{RUN_ID}"]
+
+
+async def test_everything_is_synced_before_a_picture_has_its_name(folder: ImageFolder, steps: list[str]) -> None:
     await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")
-    shelf = f"images/{RUN_ID[:2]}"
-    assert steps == [shelf, "images", ".", ".tmp", "rename", f"{shelf}/{RUN_ID}"]
+    assert steps == [SHELF, "images", ".", *PUT]
+
+
+async def test_what_was_prepared_and_synced_is_not_synced_again(folder: ImageFolder, steps: list[str]) -> None:
+    await folder.prepare(RUN_ID)
+    assert steps == [SHELF, "images", "."]
+    await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")
+    await folder.write(RUN_ID, 1, 1, OutputFormat.PNG, b"light")
+    assert steps == [SHELF, "images", ".", *PUT, *PUT]
+
+
+async def test_a_folder_that_somebody_else_made_or_that_is_gone_or_old_is_synced_again(
+    folder: ImageFolder, tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / SHELF / RUN_ID).mkdir(parents=True)
+    await folder.prepare(RUN_ID)
+    stored = await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")
+    assert steps == [SHELF, "images", ".", *PUT]
+    await folder.remove([stored.path])
+    await folder.prepare(RUN_ID)
+    (tmp_path / SHELF / RUN_ID).rmdir()
+    steps.clear()
+    await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")
+    assert steps == [SHELF, *PUT]
+    monkeypatch.setattr("safelight.store.images.PREPARED_SECONDS", 0.0)
+    steps.clear()
+    await folder.write(RUN_ID, 1, 1, OutputFormat.PNG, b"light")
+    assert steps == [SHELF, *PUT]
+
+
+async def test_a_folder_whose_pictures_never_came_is_swept_days_later(folder: ImageFolder, tmp_path: Path) -> None:
+    await folder.prepare(RUN_ID)
+    empty = tmp_path / SHELF / RUN_ID
+    await folder.sweep(frozenset(), 3600.0, shelf=RUN_ID[:2])
+    assert empty.is_dir()
+    old = time.time() - 100_000.0
+    os.utime(empty, (old, old))
+    await folder.sweep(frozenset(), 3600.0, shelf=RUN_ID[:2])
+    assert not empty.exists()
+
+
+async def test_what_cannot_be_prepared_is_said_by_the_write(folder: ImageFolder, tmp_path: Path) -> None:
+    (tmp_path / "images").touch()
+    await folder.prepare(RUN_ID)
+    with pytest.raises(OSError):
+        await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")
 
 
 @pytest.mark.parametrize(
