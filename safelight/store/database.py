@@ -306,7 +306,6 @@ def _prepare_sqlite(connection: DBAPIConnection, record: object) -> None:
         cursor.execute(f"PRAGMA journal_mode={'WAL' if HAS_SOUND_WAL else 'TRUNCATE'}")
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.execute("PRAGMA cache_size=-8000")
 
 
 def _begin_sqlite(connection: Connection) -> None:
