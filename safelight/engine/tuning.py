@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -68,6 +69,7 @@ def _half_of(place: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float16
 
 
+@cache
 def _device_name(device: torch.device) -> str:
     """With the maker's name of it: kernels differ from one to the next."""
     if device.type == "cuda":
