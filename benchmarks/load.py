@@ -52,15 +52,23 @@ class Report:
     def latency(self, quantile: float) -> float:
         return quantile_of([answer.latency_seconds for answer in self.answers], quantile)
 
-    def short_latency(self, quantile: float) -> float:
+    @property
+    def short_latencies(self) -> list[float]:
         """Of those with the fewest steps, a third of all."""
         shortest = sorted(self.answers, key=lambda answer: answer.num_steps)[: max(1, len(self.answers) // 3)]
-        return quantile_of([answer.latency_seconds for answer in shortest], quantile)
+        return [answer.latency_seconds for answer in shortest]
 
 
 def quantile_of(values: Iterable[float], quantile: float) -> float:
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * quantile), len(ordered) - 1)]
+
+
+def pooled_and_spread(rounds: Sequence[Sequence[float]], quantile: float) -> str:
+    """The quantile of all values together, and the least and most that it is in one round."""
+    each = [quantile_of(values, quantile) for values in rounds]
+    pooled = quantile_of([value for values in rounds for value in values], quantile)
+    return f"{pooled:.3g} ({min(each):.3g} to {max(each):.3g})"
 
 
 def median_and_spread(values: Sequence[float]) -> str:

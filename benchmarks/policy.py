@@ -152,6 +152,10 @@ class Ours(Scheduler):
         super().charge(batch, seconds)
         self._known.record_step(batch.key, batch.num_rows, seconds)
 
+    def charge_decode(self, task: ImageTask, seconds: float) -> None:
+        self.charge_alone(task.run, seconds)
+        self._known.record_decode(task.key, seconds)
+
 
 POLICIES: Mapping[str, Callable[[], Policy]] = {
     "fifo": lambda: FirstComeFirstServed(is_shared=False),
@@ -171,13 +175,15 @@ class Request:
     key: BatchKey
     num_steps: int
     num_images: int
+    is_guided: bool = True
 
     @property
     def is_short(self) -> bool:
         return self.num_steps <= 8 and self.num_images == 1
 
     def tasks(self, number: int) -> list[ImageTask]:
-        params = RunParams(prompt="", num_images_per_prompt=self.num_images)
+        scale = 7.5 if self.is_guided else 1.0
+        params = RunParams(prompt="", num_images_per_prompt=self.num_images, guidance_scale=scale)
         indices = tuple(range(self.num_images))
         assignment = Assignment(str(number), "m", params, indices)
         total = self.num_images * self.num_steps

@@ -3,7 +3,8 @@
 `python -m benchmarks.serving --clients 8 --requests 24 --rounds 3`, of some only: `--only lock --only safelight`.
 
 Two loads: clients that always wait for an answer (how many images a second), and Poisson arrivals at a share of each
-contender's own rate, then of the slowest's (how long a short request waits beside long ones).
+contender's own rate, then of the slowest's (how long a short request waits beside long ones; its quantiles are those of
+all rounds together and want many requests: `--requests 80`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import ExitStack
 from rich.table import Table
 
 from benchmarks.contenders import CONTENDERS, chosen
-from benchmarks.load import Report, closed_loop, median_and_spread, mixed_requests, open_loop
+from benchmarks.load import Report, closed_loop, median_and_spread, mixed_requests, open_loop, pooled_and_spread
 from benchmarks.machine import publish
 from benchmarks.servers import Target, model_name
 
@@ -109,16 +110,26 @@ def _closed_table(reports: Reports, num_clients: int, side: int) -> Table:
 
 def _open_table(reports: Reports, rates: dict[str, float], about: str, side: int) -> Table:
     table = Table(title=f"{model_name()}, {side} px, {about}")
-    for heading in ("server", "requests/s", "p50 s", "p95 s", "short: p50 s", "short: p95 s (spread)", "failures"):
+    for heading in (
+        "server",
+        "requests/s",
+        "p50 s (rounds)",
+        "p95 s (rounds)",
+        "short: p50 s",
+        "short: p95 s",
+        "failures",
+    ):
         table.add_column(heading)
     for name, rounds in reports.items():
+        short = [report.short_latencies for report in rounds]
+        everyone = [[answer.latency_seconds for answer in report.answers] for report in rounds]
         table.add_row(
             name,
             f"{rates[name]:.2f}",
-            f"{statistics.median(report.latency(0.5) for report in rounds):.2f}",
-            f"{statistics.median(report.latency(0.95) for report in rounds):.2f}",
-            f"{statistics.median(report.short_latency(0.5) for report in rounds):.2f}",
-            median_and_spread([report.short_latency(0.95) for report in rounds]),
+            pooled_and_spread(everyone, 0.5),
+            pooled_and_spread(everyone, 0.95),
+            pooled_and_spread(short, 0.5),
+            pooled_and_spread(short, 0.95),
             str(sum(report.num_failures for report in rounds)),
         )
     return table

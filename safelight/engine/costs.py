@@ -23,11 +23,9 @@ class Costs:
     def __init__(self) -> None:
         self._steps: dict[BatchKey, dict[int, _Measured]] = {}
         self._decodes: dict[BatchKey, _Measured] = {}
-        self._worth: dict[BatchKey, int | None] = {}
 
     def record_step(self, key: BatchKey, num_rows: int, seconds: float) -> None:
         self._steps.setdefault(key, {}).setdefault(num_rows, _Measured()).add(seconds)
-        self._worth.pop(key, None)
 
     def record_decode(self, key: BatchKey, seconds: float) -> None:
         self._decodes.setdefault(key, _Measured()).add(seconds)
@@ -56,6 +54,16 @@ class Costs:
             return None if like is None else _area(key) / _area(like) * (self.row_seconds(like) or 0.0)
         return min(each.value / rows for rows, each in measured.items())
 
+    def most_known(self, key: BatchKey) -> int:
+        """The most rows of a batch that was measured often enough; 0: none was."""
+        measured = self._steps.get(key, {}).items()
+        return max((num_rows for num_rows, each in measured if each.count >= ENOUGH), default=0)
+
+    def run_seconds(self, key: BatchKey, num_images: int, *, num_rows: int, num_steps: int) -> float:
+        """Of so many images drawn together and alone, with so many rows each, and their decodes. 0: not yet known."""
+        step = self.step_seconds(key, num_images * num_rows) or 0.0
+        return num_steps * step + num_images * self.decode_seconds(key)
+
     def decode_seconds(self, key: BatchKey) -> float:
         """Of one picture; of a shape not yet seen as `step_seconds`. 0 as long as none was measured."""
         if key in self._decodes:
@@ -64,21 +72,15 @@ class Costs:
         return 0.0 if like is None else _area(key) / _area(like) * self._decodes[like].value
 
     def rows_worth(self, key: BatchKey, most: int) -> int:
-        """The knee: the fewest rows with `KNEE` of the best row rate; `most` until it is known.
+        """The knee: the fewest rows with `KNEE` of the best row rate that `most` allow; `most` until one is known.
 
         Half as many and twice as many are tried where they were not measured: a rate is best only
         beside its neighbours.
         """
-        if key not in self._worth:
-            self._worth[key] = self._find_knee(key)
-        worth = self._worth[key]
-        return most if worth is None else min(most, worth)
-
-    def _find_knee(self, key: BatchKey) -> int | None:
-        measured = self._steps.get(key, {})
-        rates = {rows: rows / each.least for rows, each in measured.items() if each.count >= ENOUGH and each.least > 0}
+        measured = self._steps.get(key, {}).items()
+        rates = {n: n / each.least for n, each in measured if n <= most and each.count >= ENOUGH and each.least > 0}
         if not rates:
-            return None
+            return most
         peak = max(rates.values())
         knee = min(rows for rows, rate in rates.items() if rate >= KNEE * peak)
         # Even, and nearly is enough: guided images have two rows each, and a number that no batch can have would be
@@ -86,7 +88,9 @@ class Costs:
         half = 2 * ((knee // 2 + 1) // 2)
         if 0 < half < knee and not any(half - 1 <= rows < knee for rows in rates):
             return half
-        return 2 * knee if knee == max(rates) else knee
+        # Those in between tell nothing: a device may take a number of rows in parts, and be slow with some.
+        twice = min(2 * knee, most)
+        return knee if max(rates) >= twice else twice
 
 
 def _most_like(key: BatchKey, known: Iterable[BatchKey]) -> BatchKey | None:

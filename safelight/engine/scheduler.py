@@ -10,10 +10,20 @@ from dataclasses import dataclass, replace
 from safelight.engine.costs import Costs
 from safelight.engine.tasks import Batch, BatchKey, ImageTask, LiveRun
 
-STRETCH = 4.0
-"""An image is due this many times its own work after it came, or at its deadline where that is sooner.
+STRETCH = 16.0
+"""An image is due this many times after it came what its run would take alone, or at its deadline where that is sooner.
 Less is nearer to first come first served, more is nearer to shortest first; either way whoever waits
-long enough is the earliest due."""
+long enough is the earliest due. What is longer than usual counts as usual: among themselves long ones keep their order,
+and none waits much longer than the others."""
+
+USUAL_SHARE = 0.1
+"""How much of what is usual the latest run is."""
+
+LONGER = 1.2
+"""Whoever takes this many times as long as the first of a batch is longer company."""
+
+SLOWING = 1.7
+"""Longer company joins a batch as long as a step takes no more than so many times what it takes for the first alone."""
 
 RECOVERY_STEPS = 256
 """Full batches that must have gone well before one that is larger than what fitted into memory is tried."""
@@ -26,6 +36,8 @@ class _Waiting:
     task: ImageTask
     place: int
     due: float
+    alone: float
+    """Seconds of its run, had it the device for itself."""
 
 
 @dataclass(slots=True)
@@ -44,7 +56,7 @@ class Scheduler:
     Whoever has the highest priority goes first. Of one priority, API keys are served by virtual time: whose weighted
     device time is least goes first, and who returns from idleness starts level with the others. Within a key the
     earliest due goes first, so that short work passes long work but for a while only. The first image of all settles
-    the shape of the batch; the next ones of that shape fill it up.
+    the shape of the batch; the next ones of that shape fill it up, longer ones as far as they do not slow it much.
 
     A batch has the rows that are worth it by `costs`, and no more than fit into memory. A suspect image travels alone
     until it has passed a step, a deterministic one to its end.
@@ -56,6 +68,7 @@ class Scheduler:
         self._waiting: dict[ImageTask, _Waiting] = {}
         self._num_admitted = 0
         self._worked = 0.0
+        self._usual = 0.0
         self._served: dict[KeyId, float] = {}
         self._rooms: dict[BatchKey, _Room] = {}
         self._limits: dict[BatchKey, int] = {}
@@ -75,7 +88,7 @@ class Scheduler:
         other._limits = dict(self._limits)
         for waiting in self._waiting.values():
             task = replace(waiting.task)
-            other._waiting[task] = _Waiting(task, waiting.place, waiting.due)
+            other._waiting[task] = _Waiting(task, waiting.place, waiting.due, waiting.alone)
         return other
 
     def admit(self, task: ImageTask) -> None:
@@ -86,12 +99,15 @@ class Scheduler:
         if assignment.key_id not in active:
             level = min((self._served[key_id] for key_id in active), default=0.0)
             self._served[assignment.key_id] = max(self._served.get(assignment.key_id, 0.0), level)
-        row_steps = len(assignment.indices) * task.num_rows * task.num_steps_left
-        work = row_steps * (self._costs.row_seconds(task.key) or 0.0)
+        alone = self._costs.run_seconds(
+            task.key, len(assignment.indices), num_rows=task.num_rows, num_steps=task.num_steps_left
+        )
+        if alone:
+            self._usual += USUAL_SHARE * (alone - self._usual) if self._usual else alone
         deadline = math.inf if assignment.deadline_seconds is None else assignment.deadline_seconds
-        due = self._worked + min(STRETCH * work, deadline)
+        due = self._worked + min(STRETCH * min(alone, self._usual), deadline)
         self._num_admitted += 1
-        self._waiting[task] = _Waiting(task, self._num_admitted, due)
+        self._waiting[task] = _Waiting(task, self._num_admitted, due, alone)
 
     def remove(self, task: ImageTask) -> None:
         """The image is finished or given up; unknown ones are ignored."""
@@ -169,19 +185,32 @@ class Scheduler:
 
         A deterministic image travels alone, and waits until it is the first.
         """
-        room = self._costs.rows_worth(key, self.max_rows(key))
+        there = sum(task.num_rows for task in self._waiting if task.key == key and not task.is_deterministic)
+        room = self._costs.rows_worth(key, min(self.max_rows(key), there))
+        is_crowded = sum(task.num_rows for task in self._waiting) > room
         tasks: list[ImageTask] = []
         for task in self._in_order(key):
             if task.is_deterministic:
                 if not tasks:
                     return [task]
                 continue
-            if not tasks or task.num_rows <= room:
+            if not tasks or (task.num_rows <= room and (is_crowded or self._suits(tasks, task))):
                 tasks.append(task)
                 room -= task.num_rows
             if room <= 0:
                 break
         return tasks
+
+    def _suits(self, tasks: list[ImageTask], task: ImageTask) -> bool:
+        """Whether the first of the batch may be held up by one more. Who is as short as it may always join, and so
+        may whoever makes a batch larger than any that is known."""
+        first = tasks[0]
+        num_rows = sum(each.num_rows for each in tasks) + task.num_rows
+        is_longer = self._waiting[task].alone > LONGER * self._waiting[first].alone
+        if not is_longer or num_rows > self._costs.most_known(task.key):
+            return True
+        alone, together = (self._costs.step_seconds(task.key, rows) for rows in (first.num_rows, num_rows))
+        return alone is None or together is None or together <= SLOWING * alone
 
     def _in_order(self, key: BatchKey) -> Iterable[ImageTask]:
         """The images of a shape: of the highest priority, of the key that was served least, the one

@@ -67,6 +67,26 @@ def test_a_number_of_rows_that_no_batch_can_have_is_not_waited_for() -> None:
     assert costs.rows_worth(SMALL, 16) == 12, "the best is the widest so far"
 
 
+def test_rows_that_a_device_is_slow_with_do_not_hide_that_twice_as_many_pay() -> None:
+    costs = Costs()
+    measure(costs, 2, 1.0)
+    measure(costs, 4, 1.5)
+    measure(costs, 6, 2.6)
+    assert costs.rows_worth(SMALL, 6) == 4, "six are done in two parts"
+    assert costs.rows_worth(SMALL, 16) == 8, "and are no reason not to try eight"
+    measure(costs, 8, 2.6)
+    measure(costs, 16, 5.2)
+    assert costs.rows_worth(SMALL, 16) == 8
+
+
+def test_what_a_run_takes_alone_is_its_steps_and_its_decodes() -> None:
+    costs = Costs()
+    assert costs.run_seconds(SMALL, 2, num_rows=2, num_steps=10) == 0.0, "not yet known"
+    costs.record_step(SMALL, 4, 1.0)
+    costs.record_decode(SMALL, 3.0)
+    assert costs.run_seconds(SMALL, 2, num_rows=2, num_steps=10) == 10 * 1.0 + 2 * 3.0
+
+
 def test_a_rate_counts_once_it_was_measured_often_enough_and_other_work_hides_little_of_it() -> None:
     costs = Costs()
     for _ in range(ENOUGH - 1):

@@ -49,6 +49,15 @@ def measured(row_seconds: float = 1.0, *, rows: int = 2, keys: tuple[BatchKey, .
     return costs
 
 
+def learned(seconds_of_rows: dict[int, float]) -> Costs:
+    """Of small pictures."""
+    costs = Costs()
+    for rows, seconds in seconds_of_rows.items():
+        for _ in range(ENOUGH):
+            costs.record_step(SMALL, rows, seconds)
+    return costs
+
+
 def serve(
     scheduler: Scheduler, num_steps: int, costs: Costs, before: Callable[[int], None] = lambda step: None
 ) -> list[list[str]]:
@@ -131,9 +140,9 @@ def test_short_work_passes_long_work_that_came_before_it() -> None:
 
 def test_long_work_is_passed_for_a_while_only() -> None:
     costs = measured()
-    scheduler = scheduler_of(make_task("long", num_steps=50), max_rows=2, costs=costs)
+    scheduler = scheduler_of(make_task("long", num_steps=12), max_rows=2, costs=costs)
     served = [names for [names] in serve(scheduler, 400, costs, before=one_short_after_another(scheduler))]
-    assert "long" in served[:200], "four times its own work after it came it is the earliest due"
+    assert "long" in served[:200], "sixteen times its own work after it came it is the earliest due"
     assert served[200:] == ["long"] * 200, "a stream of newcomers holds it up no longer"
 
 
@@ -186,12 +195,12 @@ def test_keys_share_the_device_over_shapes_of_different_cost(crowd: dict[str, li
 def test_the_earlier_deadline_goes_first_within_a_key() -> None:
     costs = measured()
     usual = make_task("usual", num_steps=10)
-    late, soon = make_task("late", num_steps=50, deadline=300.0), make_task("soon", num_steps=50, deadline=70.0)
+    late, soon = make_task("late", num_steps=50, deadline=400.0), make_task("soon", num_steps=50, deadline=70.0)
     scheduler = scheduler_of(late, soon, usual, max_rows=2, costs=costs)
     served = [name for [name] in serve(scheduler, 30, costs)]
     assert served == ["soon"] * 30
     scheduler.remove(soon)
-    assert serve(scheduler, 3, costs) == [["usual"]] * 3, "due at 80, before 200"
+    assert serve(scheduler, 3, costs) == [["usual"]] * 3, "due at 320, before 400"
 
 
 def test_a_deadline_brings_nobody_before_another_key() -> None:
@@ -212,19 +221,60 @@ def test_a_short_request_does_not_wait_for_another_shape() -> None:
 
 def test_long_work_of_another_shape_waits_for_a_while_only() -> None:
     costs = measured()
-    scheduler = scheduler_of(make_task("long", key=LARGE, num_steps=20), costs=costs)
+    scheduler = scheduler_of(make_task("long", key=LARGE, num_steps=4), costs=costs)
     served = [names for [names] in serve(scheduler, 400, costs, before=one_short_after_another(scheduler))]
     assert served[:100] != ["long"] * 100
     assert served[320:] == ["long"] * 80, "by then it is the earliest due, whatever comes"
 
 
 def test_a_batch_grows_only_as_far_as_it_pays() -> None:
-    costs = Costs()
-    for rows, seconds in ((2, 1.0), (4, 1.4), (8, 2.7), (16, 5.3)):
-        for _ in range(ENOUGH):
-            costs.record_step(SMALL, rows, seconds)
+    costs = learned({2: 1.0, 4: 1.6, 8: 2.7, 16: 5.3})
     batch = scheduler_of(*(make_task(name) for name in "abcdefgh"), costs=costs).choose()
-    assert batch is not None and batch.num_rows == 8, "four rows have 95% of eight's rate, eight of sixteen's: 4 < 0.95"
+    assert batch is not None and batch.num_rows == 8, "eight rows have 98% of sixteen's rate, four 83%"
+
+
+def test_a_batch_is_no_larger_than_pays_with_those_that_are_there() -> None:
+    costs = learned({2: 1.0, 4: 1.5, 6: 2.6, 8: 2.5})
+    batch = scheduler_of(*(make_task(name) for name in "abc"), costs=costs).choose()
+    assert batch is not None and batch.num_rows == 4, "six rows take as long as four and two"
+    batch = scheduler_of(*(make_task(name) for name in "abcd"), costs=costs).choose()
+    assert batch is not None and batch.num_rows == 8
+
+
+def test_longer_company_slows_a_short_image_by_so_much_only() -> None:
+    costs = learned({2: 1.0, 4: 1.5, 8: 2.5, 16: 4.6})
+    crowd = [make_task(f"long {number}", num_steps=40) for number in range(4)]
+    scheduler = scheduler_of(*crowd, make_task("short", num_steps=10), costs=costs)
+    assert names(scheduler.choose()) == ["long 0", "short"], "four rows take 1.5 times as long as two, eight 2.5 times"
+    equals = [make_task(f"equal {number}", num_steps=12) for number in range(3)]
+    for task in equals:
+        scheduler.admit(task)
+    assert names(scheduler.choose()) == ["short", "equal 0", "equal 1", "equal 2"], "those may slow it"
+
+
+def test_a_larger_batch_than_any_before_is_tried() -> None:
+    costs = measured(rows=2)
+    scheduler = scheduler_of(make_task("long", num_steps=50), make_task("short"), costs=costs)
+    assert names(scheduler.choose()) == ["long", "short"], "nobody knows yet that it would be slow"
+
+
+def test_nobody_is_spared_company_where_more_wait_than_one_batch_is_worth() -> None:
+    costs = learned({2: 1.0, 4: 1.5, 8: 2.5, 16: 5.0})
+    crowd = [make_task(f"long {number}", num_steps=40) for number in range(7)]
+    batch = scheduler_of(*crowd, make_task("short", num_steps=10), costs=costs).choose()
+    assert batch is not None and batch.num_rows == 8 and "short" in names(batch)
+
+
+def test_long_images_keep_their_order_among_themselves() -> None:
+    costs = measured()
+    usual = [make_task(f"usual {number}", num_steps=10) for number in range(30)]
+    scheduler = scheduler_of(*usual, max_rows=2, costs=costs)
+    for task in usual:
+        scheduler.remove(task)
+    longer = make_task("longest", num_steps=50), make_task("long", num_steps=30)
+    for task in longer:
+        scheduler.admit(task)
+    assert names(scheduler.choose()) == ["longest"], "nothing is later due than what is usual"
 
 
 def test_a_copy_chooses_the_same_and_leaves_the_original_alone() -> None:
