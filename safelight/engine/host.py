@@ -93,6 +93,7 @@ class EngineHost:
         self._progress_at = now()
         self._is_stopping = False
         self._thread: threading.Thread | None = None
+        self._models: Residents | None = None
 
     async def start(self) -> None:
         """Start the thread; import, and choose threads and dtype in it."""
@@ -106,11 +107,12 @@ class EngineHost:
     @property
     def models(self) -> Residents:
         """The models of this device. Runs are handed in while their model is held."""
+        assert self._models is not None, "the host was started"
         return self._models
 
     async def load(self, spec: ModelSpec) -> None:
         """Bring a model, and hold it no longer than that. Raises ModelError with the remedy."""
-        async with self._models.hold(spec):
+        async with self.models.hold(spec):
             pass
 
     def watch_models(self, tell: Callable[[ModelState], Awaitable[None]]) -> None:
@@ -190,6 +192,8 @@ class EngineHost:
         self._is_stopping = True
         self._commands.put(lambda: self._engine.fail_all(faults.ENGINE_STOPPED))
         await asyncio.to_thread(self._thread.join)
+        if self._models is not None:
+            self._models.close()
 
     async def _read(self, stream: _Stream) -> AsyncIterator[EngineEvent]:
         try:
@@ -205,6 +209,9 @@ class EngineHost:
         done: Future[T] = Future()
 
         def command() -> None:
+            # Who asked may have been cancelled.
+            if not done.set_running_or_notify_cancel():
+                return
             try:
                 done.set_result(call())
             except BaseException as error:

@@ -99,6 +99,10 @@ class Residency:
             load_seconds=load_seconds,
         )
 
+    def note_compiled(self, key: str, seconds: float) -> None:
+        """What it took beside loading it: as much more to do again, should it leave."""
+        self._residents[key].load_seconds += seconds
+
     def begin_use(self, key: str, now: float) -> None:
         """A run of the model begins, or waits for it to be brought: once there it must not be moved
         before that run drew."""

@@ -12,7 +12,7 @@ import ctypes
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -81,7 +81,7 @@ class Residents:
         self._estimate = estimate
         self._tell = tell
         self._now = now
-        self._compilations = Compilations(compile, self._serve)
+        self._compilations = Compilations(compile, in_use=self._in_use, serve=self._serve_compiled, now=now)
         self._failures = Failures()
         self._models: dict[str, ImageModel] = {}
         self._num_bytes: dict[str, int] = {}
@@ -95,7 +95,7 @@ class Residents:
         return self._residency.place_of(key) is Place.DEVICE
 
     @contextlib.asynccontextmanager
-    async def hold(self, spec: ModelSpec, *, is_compiled: bool = True) -> AsyncIterator[None]:
+    async def hold(self, spec: ModelSpec, *, wait_compiled: bool = True) -> AsyncIterator[None]:
         """Keep the model on the device for the length of the block; bring it first where it is elsewhere, and wait
         until it is compiled unless that may come later.
 
@@ -103,17 +103,28 @@ class Residents:
         """
         while spec.key in self._leaving:
             await self._change()
-        self._residency.begin_use(spec.key, self._now())
-        try:
+        with self._in_use(spec.key):
             if not self.is_loaded(spec.key):
                 await asyncio.shield(self._bring(spec))
-            if is_compiled:
+            if wait_compiled:
                 await self._compilations.wait(spec.key)
+            try:
+                yield
+            finally:
+                self._compilations.begin(spec.key)
+
+    @contextlib.contextmanager
+    def _in_use(self, key: str) -> Iterator[None]:
+        self._residency.begin_use(key, self._now())
+        try:
             yield
         finally:
-            self._compilations.begin(spec.key)
-            self._residency.end_use(spec.key, self._now())
+            self._residency.end_use(key, self._now())
             self._announce()
+
+    def close(self) -> None:
+        """Nothing is served any more."""
+        self._compilations.close()
 
     async def tidy(self) -> None:
         """Drop the models whose cooldown is over, and retired ones."""
@@ -193,7 +204,8 @@ class Residents:
         self._leaving = frozenset(move.key for move in moves)
         try:
             for move in moves:
-                self._compilations.forget(move.key)
+                if move.to is Place.NOWHERE:
+                    self._compilations.forget(move.key)
                 await self._stage.withdraw(move.key)
                 await self._leave(move)
         finally:
@@ -217,10 +229,10 @@ class Residents:
 
     async def _place(self, spec: ModelSpec, began: float) -> None:
         model = await self._brought_there(spec)
-        is_new = spec.key not in self._models
-        await self._serve(spec.key, model)
-        if is_new:
+        await self._stage.serve(spec.key, model)
+        if spec.key not in self._models:
             self._compilations.plan(spec.key, model)
+        self._models[spec.key] = model
         self._num_bytes[spec.key] = num_bytes_of(model)
         now = self._now()
         self._residency.settle(
@@ -232,9 +244,10 @@ class Residents:
             cooldown_seconds=spec.cooldown_seconds,
         )
 
-    async def _serve(self, key: str, model: ImageModel) -> None:
-        self._models[key] = model
+    async def _serve_compiled(self, key: str, model: ImageModel, seconds: float) -> None:
         await self._stage.serve(key, model)
+        self._models[key] = model
+        self._residency.note_compiled(key, seconds)
 
     async def _brought_there(self, spec: ModelSpec) -> ImageModel:
         with contextlib.suppress(torch.OutOfMemoryError):

@@ -68,7 +68,7 @@ class BatchKey:
     num_windows: int = 1
     """How many times the conditioning is as long as that of a prompt that takes one window."""
     backend: str = "torch"
-    """A run ends in the networks that it began in, also where others are there by then."""
+    """A claim of a run ends in the networks that it began in, also where others are there by then."""
 
 
 @dataclass(slots=True, eq=False)

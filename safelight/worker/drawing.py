@@ -44,7 +44,7 @@ class Drawing:
         run = held.claim.run
         held.deployment = await self._models.deployment_of(run)
         async with contextlib.AsyncExitStack() as stack:
-            model = self._models.hold(held.deployment, is_compiled=_wants_compiled(held.claim))
+            model = self._models.hold(held.deployment, wait_compiled=_wants_compiled(held.claim))
             held.waiting = asyncio.create_task(stack.enter_async_context(model))
             try:
                 await held.waiting
@@ -127,8 +127,8 @@ class Drawing:
 
 
 def _wants_compiled(claim: Claim) -> bool:
-    """Whether a run waits for the networks that stay, for it must come out as it would another time: as it began in an
-    earlier claim, or bit by bit. And no LoRA is put into networks that are being compiled."""
+    """Whether a run waits for the networks that stay: one that an earlier claim began, most likely in these, and one
+    that must come out bit by bit as another time. And no LoRA is put into networks that are being compiled."""
     return claim.fence > 1 or claim.run.params.deterministic or bool(claim.run.params.loras)
 
 

@@ -56,7 +56,7 @@ class Models:
         return self._deployments[version]
 
     @contextlib.asynccontextmanager
-    async def hold(self, deployment: Deployment, *, is_compiled: bool) -> AsyncIterator[None]:
+    async def hold(self, deployment: Deployment, *, wait_compiled: bool) -> AsyncIterator[None]:
         """Keep the deployment's model on the device for the length of the block; wait until it is compiled unless that
         may come later. Raises ModelError with the remedy."""
         serving = deployment.serving
@@ -68,7 +68,7 @@ class Models:
             is_pinned=serving.pin,
             cooldown_seconds=serving.cooldown_seconds,
         )
-        async with self._engine.models.hold(spec, is_compiled=is_compiled):
+        async with self._engine.models.hold(spec, wait_compiled=wait_compiled):
             yield
 
     async def tidy_for_ever(self) -> None:

@@ -23,7 +23,7 @@ from safelight.testing import FakeModel
 from .drawing import assign, run_out
 
 CAT = RunParams(prompt="a cat", height=64, width=64, num_inference_steps=3, guidance_scale=1.0)
-FAKE = ModelSpec("fake@1", Path("fake"))
+FAKE, OTHER = (ModelSpec(f"{name}@1", Path(name)) for name in ("fake", "other"))
 
 
 class Compiled(FakeModel):
@@ -42,9 +42,9 @@ async def hosting(compile: Callable[[ImageModel], ImageModel]) -> AsyncIterator[
         await host.close()
 
 
-async def draw(host: EngineHost, run_id: str, *, is_compiled: bool) -> list[EngineEvent]:
-    async with host.models.hold(FAKE, is_compiled=is_compiled):
-        return [event async for event in host.generate(assign(run_id, CAT))]
+async def draw(host: EngineHost, run_id: str, *, wait_compiled: bool, spec: ModelSpec = FAKE) -> list[EngineEvent]:
+    async with host.models.hold(spec, wait_compiled=wait_compiled):
+        return [event async for event in host.generate(assign(run_id, CAT, model_key=spec.key))]
 
 
 def test_a_run_ends_in_the_networks_that_it_began_in_and_never_shares_a_batch_with_others() -> None:
@@ -69,13 +69,13 @@ async def test_who_does_not_ask_for_the_compiled_model_does_not_wait_for_it() ->
         return compiled
 
     async with hosting(compile) as host:
-        assert isinstance((await draw(host, "first", is_compiled=False))[-1], AssignmentDone)
-        patient = asyncio.create_task(draw(host, "patient", is_compiled=True))
+        assert isinstance((await draw(host, "first", wait_compiled=False))[-1], AssignmentDone)
+        patient = asyncio.create_task(draw(host, "patient", wait_compiled=True))
         await asyncio.sleep(0.05)
         assert compiled.rows == [] and not patient.done()
         may_end.set()
         assert isinstance((await patient)[-1], AssignmentDone)
-        await draw(host, "later", is_compiled=False)
+        await draw(host, "later", wait_compiled=False)
     assert compiled.rows == [1] * 6
 
 
@@ -84,25 +84,40 @@ async def test_a_model_that_cannot_be_compiled_is_drawn_as_it_was_loaded(caplog:
         raise RuntimeError("this processor is too old")
 
     async with hosting(compile) as host:
-        assert isinstance((await draw(host, "r", is_compiled=True))[-1], AssignmentDone)
+        assert isinstance((await draw(host, "r", wait_compiled=True))[-1], AssignmentDone)
     assert "fake@1 is drawn as it was loaded" in caplog.text and "too old" in caplog.text
 
 
-async def test_a_model_that_left_while_it_was_compiled_is_not_served_again() -> None:
-    is_asked, may_end, has_ended = threading.Event(), threading.Event(), threading.Event()
+async def test_a_model_that_is_being_compiled_stays_and_one_that_only_waits_for_it_may_leave() -> None:
+    is_asked, may_end = threading.Event(), threading.Event()
+    num_compiled = []
 
     def compile(model: ImageModel) -> ImageModel:
         is_asked.set()
         assert may_end.wait(20)
-        has_ended.set()
+        num_compiled.append(model)
         return Compiled()
 
     async with hosting(compile) as host:
-        await draw(host, "r", is_compiled=False)
+        await draw(host, "r", wait_compiled=False)
+        await draw(host, "s", wait_compiled=False, spec=OTHER)
         await asyncio.to_thread(is_asked.wait)
-        host.models.retire(FAKE.key)
+        for spec in (FAKE, OTHER):
+            host.models.retire(spec.key)
         await host.models.tidy()
+        assert host.models.keys == {FAKE.key}
         may_end.set()
-        await asyncio.to_thread(has_ended.wait)
-        await asyncio.sleep(0.05)
-        assert host.models.keys == frozenset()
+        await draw(host, "t", wait_compiled=True)
+    assert len(num_compiled) == 1
+
+
+async def test_who_is_cancelled_while_the_engine_works_does_not_take_it_down() -> None:
+    async with hosting(lambda model: model) as host:
+        gate = threading.Event()
+        working = asyncio.create_task(host._in_engine(lambda: gate.wait(20)))
+        asking = asyncio.create_task(host.checkpoint("nobody"))
+        await asyncio.sleep(0.01)
+        asking.cancel()
+        gate.set()
+        assert await working
+        assert isinstance((await draw(host, "r", wait_compiled=True))[-1], AssignmentDone)

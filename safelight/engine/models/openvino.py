@@ -88,7 +88,7 @@ class OpenVINO:
         model = _converted(compiled)
         rows = min(2, max_rows)
         seconds = self._add_size(compiled, model, rows)
-        gain = compiled.torch_seconds(rows) / seconds
+        gain = compiled.times_as_fast(rows)
         if max_rows == 1 or (gain < MIN_GAIN and not self._is_forced):
             return gain
         self._add_size(compiled, model, 1)
@@ -104,10 +104,7 @@ class OpenVINO:
         model.reshape({place: [rows, *shape] for place, shape in enumerate(compiled.shapes)})
         kept = {"CACHE_DIR": str(cache_folder("openvino"))} if compiled.num_bytes <= MAX_CACHED_BYTES else {}
         request = self._core.compile_model(model, "CPU", self._options | kept).create_infer_request()
-        inputs = [torch.zeros(rows, *shape) for shape in compiled.shapes]
-        seconds = _least_seconds(lambda: _infer(request, inputs))
-        compiled.add(rows, request, seconds)
-        return seconds
+        return compiled.add(rows, request)
 
 
 class _Network(Protocol):
@@ -139,19 +136,28 @@ class Compiled(Faster):
         self._seconds: dict[int, float] = {}
         self._parts: dict[int, tuple[int, ...]] = {}
 
-    def add(self, rows: int, request: Any, seconds: float) -> None:
-        """A size, and how long a call of it takes."""
-        self._requests[rows], self._seconds[rows] = request, seconds
+    def add(self, rows: int, request: Any) -> float:
+        """Another size. Seconds that a call of it takes."""
+        self._requests[rows] = request
+        [self._seconds[rows]] = _least_seconds(self._call_of(rows))
+        return self._seconds[rows]
 
     def drop(self, rows: int) -> None:
         """Forget a size."""
         del self._requests[rows], self._seconds[rows]
 
     @torch.inference_mode()
-    def torch_seconds(self, rows: int) -> float:
-        """How long torch takes for so many rows."""
+    def times_as_fast(self, rows: int) -> float:
+        """As torch with so many rows."""
         args, inputs = with_rows(self._args, rows), with_rows(self._inputs, rows)
-        return _least_seconds(lambda: self.network.in_torch(*args, return_dict=False, **inputs))
+        ours, theirs = _least_seconds(
+            self._call_of(rows), lambda: self.network.in_torch(*args, return_dict=False, **inputs)
+        )
+        return theirs / ours
+
+    def _call_of(self, rows: int) -> Callable[[], object]:
+        inputs = [torch.zeros(rows, *shape) for shape in self.shapes]
+        return lambda: _infer(self._requests[rows], inputs)
 
     def __call__(self, *args: torch.Tensor, return_dict: bool, **inputs: Any) -> tuple[torch.Tensor, ...]:
         given = self.network.flat(*args, **inputs)
@@ -270,12 +276,17 @@ def _grown(x: torch.Tensor, rows: int) -> torch.Tensor:
     return x if missing <= 0 else torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
 
 
-def _least_seconds(call: Callable[[], object]) -> float:
-    """Of a few, after one to warm up: other work only ever adds."""
-    call()
-    each: list[float] = []
-    while not each or (len(each) < 2 * NUM_REPEATS and sum(each) < PROBE_SECONDS):
-        began = time.perf_counter()
+def _least_seconds(*calls: Callable[[], object]) -> list[float]:
+    """Of a few of each, after one to warm up: other work only ever adds. By turns, so that it meets all of them."""
+    for call in calls:
         call()
-        each.append(time.perf_counter() - began)
-    return min(each)
+    rounds: list[list[float]] = []
+    while not rounds or (len(rounds) < 2 * NUM_REPEATS and sum(map(sum, rounds)) < PROBE_SECONDS * len(calls)):
+        rounds.append([_seconds(call) for call in calls])
+    return [min(each) for each in zip(*rounds, strict=True)]
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
