@@ -105,8 +105,8 @@ class EngineSettings(_Section):
         description="What runs the networks. auto: on a CPU OpenVINO, where it is installed (`safelight[openvino]`) and"
         " measured to be faster for the model (which takes seconds; torch draws the first runs); on a GPU graphs."
         " openvino: whether it is faster or not. graphs: CUDA graphs of what torch runs. compiled: graphs, over blocks"
-        " compiled by torch.compile when the model is loaded, which takes long the first time. Neither was measured on a"
-        " GPU.",
+        " compiled by torch.compile when the model is loaded, which takes long the first time. Neither was measured on"
+        " a GPU.",
     )
     max_resident_images: int = Field(
         16,
