@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 
 from safelight.deployments import Deployment
 from safelight.store.deployments import DeploymentTable
@@ -14,24 +13,26 @@ CACHE_SECONDS = 4.0
 
 
 class Resolver:
-    """Which deployment answers under a name. Forgets all of them as soon as it hears that any has changed."""
+    """Which deployment answers under a name. Forgets all of them as soon as it hears that any was deployed or
+    undeployed. How far workers are with one, `status` and `max_pixels`, is told by no hint, and may be as old as what
+    is remembered."""
 
     def __init__(self, table: DeploymentTable, notifications: Notifications, *, monotonic: Callable[[], float]) -> None:
         self._table = table
         self._monotonic = monotonic
         self._known: dict[str, tuple[Deployment, float]] = {}
-        self._listening = ExitStack()
-        self._changes = self._listening.enter_context(notifications.listen("deployments"))
+        self._changes = notifications.listener("deployments")
 
     async def resolve(self, name: str) -> Deployment:
         """Raises NotFound, which is not remembered: a new name answers at once."""
-        # A hint that came while the table was read is taken by the next request: what was read is forgotten then.
         if self._changes.take():
-            self._known.clear()
-        known, until = self._known.get(name, (None, 0.0))
-        if known is not None and self._monotonic() < until:
-            return known
+            # Not cleared: who still reads the table may have read it before the change, and writes into the old one.
+            self._known = {}
+        known = self._known
+        deployment, until = known.get(name, (None, 0.0))
+        if deployment is not None and self._monotonic() < until:
+            return deployment
         asked_at = self._monotonic()
         found = await self._table.resolve(name)
-        self._known[name] = (found, asked_at + CACHE_SECONDS)
+        known[name] = (found, asked_at + CACHE_SECONDS)
         return found

@@ -66,12 +66,17 @@ class Notifications:
                 asyncio.get_running_loop().call_soon(self._send_all)
             self._unsent[topic] = None
 
-    @contextmanager
-    def listen(self, *topics: str) -> Iterator[Listener]:
-        """A listener to `topics`, for as long as the context lasts. Start listening first, then look at the store."""
+    def listener(self, *topics: str) -> Listener:
+        """A listener to `topics` that lasts as long as these notifications: for whoever does so too."""
         listener = Listener()
         for topic in topics:
             self._listeners.setdefault(topic, set()).add(listener)
+        return listener
+
+    @contextmanager
+    def listen(self, *topics: str) -> Iterator[Listener]:
+        """A listener to `topics`, for as long as the context lasts. Start listening first, then look at the store."""
+        listener = self.listener(*topics)
         try:
             yield listener
         finally:

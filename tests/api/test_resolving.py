@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from safelight.api.resolving import CACHE_SECONDS, Resolver
@@ -57,4 +59,27 @@ async def test_a_change_whose_hint_was_lost_is_seen_within_seconds(
         await store.deployments.deploy(RED)
     assert (await resolver.resolve("red")).version == 1
     clock.now = CACHE_SECONDS
+    assert (await resolver.resolve("red")).version == 2
+
+
+async def test_what_was_read_before_a_change_is_not_remembered_after_it(
+    store: Store, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.deployments.deploy(RED)
+    resolve, has_read, may_go_on = store.deployments.resolve, asyncio.Event(), asyncio.Event()
+
+    async def resolve_slowly(name: str) -> Deployment:
+        found = await resolve(name)
+        has_read.set()
+        await may_go_on.wait()
+        return found
+
+    with monkeypatch.context() as slow:
+        slow.setattr(store.deployments, "resolve", resolve_slowly)
+        early = asyncio.create_task(resolver.resolve("red"))
+        await has_read.wait()
+    await store.deployments.deploy(RED)
+    assert (await resolver.resolve("red")).version == 2, "the hint is this one's"
+    may_go_on.set()
+    assert (await early).version == 1
     assert (await resolver.resolve("red")).version == 2
