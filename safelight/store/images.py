@@ -195,14 +195,15 @@ class ImageFolder:
     def _sweep(self, known_paths: Collection[str], older_than_seconds: float, shelf: str) -> int:
         orphans = self._orphans(known_paths, older_than_seconds, shelf)
         self._remove(orphans)
-        self._remove_empty(shelf, time.time() - older_than_seconds - LONGEST_DRAWING_SECONDS)
+        full = {run_of(path) for path in known_paths}
+        self._remove_empty(shelf, full, time.time() - older_than_seconds - LONGEST_DRAWING_SECONDS)
         return len(orphans)
 
-    def _remove_empty(self, shelf: str, oldest_kept: float) -> None:
-        """The folders that were prepared for pictures which never came."""
+    def _remove_empty(self, shelf: str, full: Collection[str], oldest_kept: float) -> None:
+        """The folders that were prepared for pictures which never came. The `full` ones, nearly all, are not tried."""
         for folder in self._folder.glob(f"{shelf}/*"):
             with suppress(OSError):
-                if folder.stat().st_mtime < oldest_kept:
+                if folder.name not in full and folder.stat().st_mtime < oldest_kept:
                     folder.rmdir()
 
     def _orphans(self, known_paths: Collection[str], older_than_seconds: float, shelf: str) -> list[Path]:
@@ -249,6 +250,11 @@ def path_of(run_id: str, index: int, fence: int, output_format: OutputFormat) ->
 def shelf_of(run_id: str) -> str:
     """The shelf that the pictures of a run lie on."""
     return run_id[:2]
+
+
+def run_of(path: str) -> str:
+    """The id of the run whose picture lies there."""
+    return path.split("/")[1]
 
 
 def bytes_of(content: Content) -> bytes:

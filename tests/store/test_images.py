@@ -157,6 +157,24 @@ async def test_a_folder_whose_pictures_never_came_is_swept_days_later(folder: Im
     assert not empty.exists()
 
 
+async def test_the_sweep_tries_to_remove_no_folder_that_has_pictures(
+    folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")
+    old = time.time() - 100_000.0
+    os.utime(tmp_path / SHELF / RUN_ID, (old, old))
+    tried: list[Path] = []
+    rmdir = Path.rmdir
+
+    def note(folder: Path) -> None:
+        tried.append(folder)
+        rmdir(folder)
+
+    monkeypatch.setattr(Path, "rmdir", note)
+    await folder.sweep({stored.path}, 3600.0, shelf=RUN_ID[:2])
+    assert tried == []
+
+
 async def test_what_cannot_be_prepared_is_said_by_the_write(folder: ImageFolder, tmp_path: Path) -> None:
     (tmp_path / "images").touch()
     await folder.prepare(RUN_ID)
