@@ -90,7 +90,9 @@ class Costs:
             return half
         # Those in between tell nothing: a device may take a number of rows in parts, and be slow with some.
         twice = min(2 * knee, most)
-        return knee if max(rates) >= twice else twice
+        # The same for a limit that is odd: one less is enough, where that is more than the knee.
+        enough = max(twice - twice % 2, knee + 1)
+        return knee if max(rates) >= enough else twice
 
 
 def _most_like(key: BatchKey, known: Iterable[BatchKey]) -> BatchKey | None:

@@ -79,6 +79,15 @@ def test_rows_that_a_device_is_slow_with_do_not_hide_that_twice_as_many_pay() ->
     assert costs.rows_worth(SMALL, 16) == 8
 
 
+def test_an_odd_limit_that_no_batch_of_guided_images_reaches_is_not_waited_for() -> None:
+    costs = Costs()
+    measure(costs, 2, 1.0)
+    measure(costs, 4, 1.5)
+    assert costs.rows_worth(SMALL, 7) == 7, "six were never tried"
+    measure(costs, 6, 2.6)
+    assert costs.rows_worth(SMALL, 7) == 4
+
+
 def test_what_a_run_takes_alone_is_its_steps_and_its_decodes() -> None:
     costs = Costs()
     assert costs.run_seconds(SMALL, 2, num_rows=2, num_steps=10) == 0.0, "not yet known"
