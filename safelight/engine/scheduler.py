@@ -13,8 +13,8 @@ from safelight.engine.tasks import Batch, BatchKey, ImageTask, LiveRun
 STRETCH = 16.0
 """An image is due this many times after it came what its run would take alone, or at its deadline where that is sooner.
 Less is nearer to first come first served, more is nearer to shortest first; either way whoever waits
-long enough is the earliest due. What is longer than usual counts as usual: among themselves long ones keep their order,
-and none waits much longer than the others."""
+long enough is the earliest due. What is longer than usual counts as usual: long ones keep their order among themselves
+while what is usual stays or grows. Where it falls, one that comes later can be due sooner."""
 
 USUAL_SHARE = 0.1
 """How much of what is usual the latest run is."""
@@ -36,8 +36,8 @@ class _Waiting:
     task: ImageTask
     place: int
     due: float
-    alone: float
-    """Seconds of its run, had it the device for itself."""
+    alone_seconds: float
+    """Of its run, had it the device for itself."""
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class Scheduler:
         self._waiting: dict[ImageTask, _Waiting] = {}
         self._num_admitted = 0
         self._worked = 0.0
-        self._usual = 0.0
+        self._usual_seconds = 0.0
         self._served: dict[KeyId, float] = {}
         self._rooms: dict[BatchKey, _Room] = {}
         self._limits: dict[BatchKey, int] = {}
@@ -88,7 +88,7 @@ class Scheduler:
         other._limits = dict(self._limits)
         for waiting in self._waiting.values():
             task = replace(waiting.task)
-            other._waiting[task] = _Waiting(task, waiting.place, waiting.due, waiting.alone)
+            other._waiting[task] = _Waiting(task, waiting.place, waiting.due, waiting.alone_seconds)
         return other
 
     def admit(self, task: ImageTask) -> None:
@@ -99,15 +99,11 @@ class Scheduler:
         if assignment.key_id not in active:
             level = min((self._served[key_id] for key_id in active), default=0.0)
             self._served[assignment.key_id] = max(self._served.get(assignment.key_id, 0.0), level)
-        alone = self._costs.run_seconds(
-            task.key, len(assignment.indices), num_rows=task.num_rows, num_steps=task.num_steps_left
-        )
-        if alone:
-            self._usual += USUAL_SHARE * (alone - self._usual) if self._usual else alone
-        deadline = math.inf if assignment.deadline_seconds is None else assignment.deadline_seconds
-        due = self._worked + min(STRETCH * min(alone, self._usual), deadline)
+        # Images of one run are due together, and the run counts once in what is usual.
+        same = next((waiting for waiting in self._waiting.values() if waiting.task.run is task.run), None)
+        due, alone_seconds = (same.due, same.alone_seconds) if same else self._admit_run(task)
         self._num_admitted += 1
-        self._waiting[task] = _Waiting(task, self._num_admitted, due, alone)
+        self._waiting[task] = _Waiting(task, self._num_admitted, due, alone_seconds)
 
     def remove(self, task: ImageTask) -> None:
         """The image is finished or given up; unknown ones are ignored."""
@@ -166,6 +162,19 @@ class Scheduler:
         # One order as long as its images are the same, so that a batch's stacked rows can be kept too.
         return Batch(key, tuple(sorted(tasks, key=lambda task: self._waiting[task].place)))
 
+    def _admit_run(self, first: ImageTask) -> tuple[float, float]:
+        """When the run is due whose first image this is, and what it would take alone, which becomes part of what is
+        usual."""
+        assignment = first.run.assignment
+        alone_seconds = self._costs.run_seconds(
+            first.key, len(assignment.indices), num_rows=first.num_rows, num_steps=first.num_steps_left
+        )
+        if alone_seconds:
+            change = alone_seconds - self._usual_seconds
+            self._usual_seconds += USUAL_SHARE * change if self._usual_seconds else change
+        deadline = math.inf if assignment.deadline_seconds is None else assignment.deadline_seconds
+        return self._worked + min(STRETCH * min(alone_seconds, self._usual_seconds), deadline), alone_seconds
+
     def _bill(self, run: LiveRun, seconds: float) -> None:
         assignment = run.assignment
         if assignment.key_id in self._served:
@@ -206,7 +215,7 @@ class Scheduler:
         may whoever makes a batch larger than any that is known."""
         first = tasks[0]
         num_rows = sum(each.num_rows for each in tasks) + task.num_rows
-        is_longer = self._waiting[task].alone > LONGER * self._waiting[first].alone
+        is_longer = self._waiting[task].alone_seconds > LONGER * self._waiting[first].alone_seconds
         if not is_longer or num_rows > self._costs.most_known(task.key):
             return True
         alone, together = (self._costs.step_seconds(task.key, rows) for rows in (first.num_rows, num_rows))

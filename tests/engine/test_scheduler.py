@@ -41,6 +41,12 @@ def make_task(
     return ImageTask(run=run, index=0, seed=0, key=key, table=table)
 
 
+def images_of(run: ImageTask, count: int) -> list[ImageTask]:
+    """The run with so many images like this one."""
+    live = replace(run.run, assignment=replace(run.run.assignment, indices=tuple(range(count))))
+    return [replace(run, run=live, index=index) for index in range(count)]
+
+
 def measured(row_seconds: float = 1.0, *, rows: int = 2, keys: tuple[BatchKey, ...] = (SMALL, LARGE)) -> Costs:
     """A large picture costs four small ones."""
     costs = Costs()
@@ -275,6 +281,36 @@ def test_long_images_keep_their_order_among_themselves() -> None:
     for task in longer:
         scheduler.admit(task)
     assert names(scheduler.choose()) == ["longest"], "nothing is later due than what is usual"
+
+
+@pytest.fixture
+def used_to_short_runs() -> Scheduler:
+    """One row at a time, of runs that take 10 s."""
+    tasks = [make_task(f"usual {number}") for number in range(20)]
+    scheduler = scheduler_of(*tasks, max_rows=2, costs=measured())
+    for task in tasks:
+        scheduler.remove(task)
+    return scheduler
+
+
+def test_the_images_of_one_run_are_due_together(used_to_short_runs: Scheduler) -> None:
+    crowd = images_of(make_task("many", num_steps=50), 4)
+    for task in (*crowd, make_task("one", num_steps=50, deadline=1000.0)):
+        used_to_short_runs.admit(task)
+    for task in crowd:
+        assert names(used_to_short_runs.choose()) == ["many"], "due at 784, before 866"
+        used_to_short_runs.remove(task)
+
+
+def test_a_run_of_many_images_counts_once_in_what_is_usual(used_to_short_runs: Scheduler) -> None:
+    crowd = images_of(make_task("many", num_steps=50), 8)
+    for task in crowd:
+        used_to_short_runs.admit(task)
+    for task in crowd:
+        used_to_short_runs.remove(task)
+    used_to_short_runs.admit(make_task("long", num_steps=50))
+    used_to_short_runs.admit(make_task("urgent", num_steps=50, deadline=1540.0))
+    assert names(used_to_short_runs.choose()) == ["long"], "due at 1442: some 90 s are usual, not the 100 that it takes"
 
 
 def test_a_copy_chooses_the_same_and_leaves_the_original_alone() -> None:
