@@ -31,7 +31,7 @@ async def keep_picture(store: Store, held: Held, event: ImageReady, *, is_last: 
     encode = partial(
         encode_picture, event.pixels, params.output_format, metadata if deployment.embed_metadata else None
     )
-    # One way to a thread for both: each takes as long as a small picture's encoding.
+    # One way to a thread for both: a way there and back takes as long as encoding a small picture.
     stored = await store.images.write(claim.run.id, event.index, claim.fence, params.output_format, encode)
     record = ImageRecord(
         index=event.index,

@@ -53,11 +53,16 @@ class ModelLoader:
         if self._compiler is None:
             self._compiler = open_compiler(self._backend, self._tuning)
         model = load_model(folder, device=self._tuning.device, dtype=self._tuning.dtype)
-        return model if self._compiler is None or self._compiler.takes_long else model.compiled(self._compiler)
+        return self._compiled(model, takes_long=False)
 
     def compile(self, model: ImageModel) -> ImageModel:
         """What `load` gave, with what takes long done too. It shares the weights, and draws a little otherwise."""
-        return model if self._compiler is None or not self._compiler.takes_long else model.compiled(self._compiler)
+        return self._compiled(model, takes_long=True)
+
+    def _compiled(self, model: ImageModel, *, takes_long: bool) -> ImageModel:
+        if self._compiler is None or self._compiler.takes_long != takes_long:
+            return model
+        return model.compiled(self._compiler)
 
     def estimate_bytes(self, folder: Path) -> int:
         """What the model in `folder` will hold on the device. Raises ModelError."""
