@@ -43,13 +43,13 @@ class Previews:
     def begin(self, batch: Batch, denoised: torch.Tensor, now: float) -> None:
         """Make the previews that are due out of what a step has found [B, C, h, w]: of each run its first image."""
         begun: set[LiveRun] = set()
-        for task, latent in zip(batch.tasks, denoised, strict=True):
+        for place, task in enumerate(batch.tasks):
             run = task.run
             is_due = run.watched_until > now and now - run.previewed_at >= INTERVAL_SECONDS
             if run not in begun and is_due:
                 begun.add(run)
                 run.previewed_at = now
-                self._begin(run, task.index, latent)
+                self._begin(run, task.index, denoised[place])
 
     def take_ready(self) -> list[tuple[LiveRun, PreviewReady]]:
         """Those that have arrived on the host."""

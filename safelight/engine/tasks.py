@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,18 +127,15 @@ class ImageTask:
     remembered: tuple[torch.Tensor, ...] = ()
     known: Known | None = None
     is_suspect: bool = False
+    is_guided: bool = field(init=False)
+    is_deterministic: bool = field(init=False)
+    num_rows: int = field(init=False)
 
-    @property
-    def is_guided(self) -> bool:
-        return self.run.assignment.params.is_guided
-
-    @property
-    def is_deterministic(self) -> bool:
-        return self.run.assignment.params.deterministic
-
-    @property
-    def num_rows(self) -> int:
-        return 2 if self.is_guided else 1
+    def __post_init__(self) -> None:
+        params = self.run.assignment.params
+        # Kept, since the scheduler asks for them hundreds of times a step.
+        self.is_guided, self.is_deterministic = params.is_guided, params.deterministic
+        self.num_rows = 2 if self.is_guided else 1
 
     @property
     def has_begun(self) -> bool:
@@ -155,13 +153,13 @@ class ImageTask:
         return len(self.table) - self.cursor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Batch:
     """The images of one denoiser call."""
 
     key: BatchKey
     tasks: tuple[ImageTask, ...]
 
-    @property
+    @cached_property
     def num_rows(self) -> int:
         return sum(task.num_rows for task in self.tasks)
