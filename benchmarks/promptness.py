@@ -1,9 +1,9 @@
 """How true the announced time left is, and how soon a cancel works: `python -m benchmarks.promptness`.
 
 A real server with pinhole. Several runs are left at once and followed while nothing else arrives; each
-announcement is held against when the run ended. Then, at a second server, which reports every step, long runs
-are cancelled one by one, between others that go on: a step under way cannot be broken off, so what counts is
-how many were begun after the answer.
+announcement since the last of them was begun is held against when the run ended. Then, at a second server, which
+reports every step, long runs are cancelled one by one, between others that go on: a step under way cannot be broken
+off, so what counts is how many were begun after the answer.
 """
 
 from __future__ import annotations
@@ -63,10 +63,19 @@ def follow(handle: RunHandle) -> list[tuple[float, RunEvent]]:
     return [(time.perf_counter(), event) for event in handle.events()]
 
 
-def announcements(events: Sequence[tuple[float, RunEvent]]) -> list[Announcement]:
+def begun_at(events: Sequence[tuple[float, RunEvent]]) -> float:
+    return next(at for at, event in events if event.kind is RunEventKind.STARTED)
+
+
+def announcements(events: Sequence[tuple[float, RunEvent]], *, since: float) -> list[Announcement]:
+    """What was told before `since` could not know of all the work."""
     ended_at, last = events[-1]
     assert last.kind is RunEventKind.SUCCEEDED, last
-    told = [Announcement(event.eta_seconds, ended_at - at) for at, event in events if event.eta_seconds is not None]
+    told = [
+        Announcement(event.eta_seconds, ended_at - at)
+        for at, event in events
+        if event.eta_seconds is not None and at >= since
+    ]
     return [each for each in told if each.left >= SHORTEST_LEFT_SECONDS]
 
 
@@ -78,7 +87,9 @@ def measure_announcements(client: Client, requests: Iterable[dict[str, object]])
     """Of each run, in the order of time."""
     handles = [submit(client, request) for request in requests]
     with ThreadPoolExecutor(len(handles)) as readers:
-        return [announcements(events) for events in readers.map(follow, handles)]
+        seen = list(readers.map(follow, handles))
+    last_begun_at = max(begun_at(events) for events in seen)
+    return [announcements(events, since=last_begun_at) for events in seen]
 
 
 def measure_cancels(client: Client, *, num_runs: int, seed: int, side: int) -> list[Cancelled]:
