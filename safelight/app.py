@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import platform
@@ -85,6 +86,8 @@ async def serve_api(settings: Settings, door: socket.socket, *, tracing: Tracing
             store, settings.webhooks, policy=policy, count_attempt=meter.count_attempt, tracing=tracing
         )
         janitor = Janitor(store, settings.store, settings.worker)
+        # What was imported stays for good: collections need not look through it, and come before much has gathered.
+        gc.freeze()
         async with _beside(deliverer.run(), janitor.run()):
             await server.serve(sockets=[door])
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 
 from safelight.config import Settings, dump_settings
-from safelight.engine.environment import WORKER_ENVIRONMENT
+from safelight.engine.environment import API_ENVIRONMENT, WORKER_ENVIRONMENT
 from safelight.errors import ConfigError
 
 log = logging.getLogger("safelight.supervisor")
@@ -202,7 +202,7 @@ def instruct_child(process: subprocess.Popen[bytes], settings: Settings) -> None
 
 
 def _api_child(door: socket.socket) -> _Child:
-    return _Child("api", ("api", str(door.fileno())), {}, pass_fds=(door.fileno(),))
+    return _Child("api", ("api", str(door.fileno())), dict(API_ENVIRONMENT), pass_fds=(door.fileno(),))
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import time
 from collections import defaultdict
@@ -79,6 +80,8 @@ class Worker:
     async def run(self) -> None:
         """Work until `stop` was called and the running images are done or given back. Raises EngineHung."""
         await self._engine.start()
+        # What was imported stays for good: collections need not look through it, and come before much has gathered.
+        gc.freeze()
         await self._store.runs.requeue_lost(max_attempts=self._settings.max_attempts, worker_id=self._worker_id)
         pulse = asyncio.create_task(self._pulse_for_ever())
         claims = asyncio.create_task(self._claim_for_ever())

@@ -6,12 +6,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import logging
 import multiprocessing
 import os
-import random
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
@@ -24,21 +23,22 @@ import torch
 
 import safelight.app
 from safelight.api.app import create_app  # noqa: F401 - loaded here, so that no child has to
-from safelight.config import Settings
+from safelight.config import Settings, dump_settings
 from safelight.deployments import Deployment
-from safelight.engine.host import EngineHost
+from safelight.engine.environment import API_ENVIRONMENT, WORKER_ENVIRONMENT
 from safelight.janitor import Janitor  # noqa: F401
 from safelight.keys import Scope
 from safelight.store import Store
 from safelight.testing import FakeModel
 from safelight.webhooks.deliverer import Deliverer  # noqa: F401
-from safelight.worker import EngineHung, Worker  # noqa: F401
+from safelight.worker import Worker  # noqa: F401
+
+from . import child
 
 FORK = multiprocessing.get_context("fork")
 HUNG = safelight.app.HUNG_EXIT_STATUS
 
 LEASE_SECONDS = 2.0
-LOG_FORMAT = "%(asctime)s %(process)d %(name)s %(message)s"
 
 T = TypeVar("T")
 
@@ -204,29 +204,24 @@ class Crew:
         return path.read_text() if path.exists() else ""
 
     def _be(self, name: str) -> NoReturn:
-        status = 1
         die_with_parent()
-        try:
-            random.seed()
-            logging.basicConfig(filename=self.folder / "log", level=logging.INFO, format=LOG_FORMAT, force=True)
-            torch.set_num_threads(1)
-            safelight.app.engine_for = self._engine_for
-            safelight.app.weights_finder = lambda settings: Path
-            if name == "api":
-                asyncio.run(safelight.app.serve_api(self.settings, self.door))
-            else:
-                self.door.close()
-                asyncio.run(safelight.app.run_worker(self.settings, name))
-            status = 0
-        except EngineHung:
-            status = HUNG
-        except BaseException:
-            logging.getLogger(name).exception("died")
-        finally:
-            os._exit(status)
+        torch.set_num_threads(1)
+        if name != "api":
+            self.door.close()
+        child.be(name, self.settings, self.folder, self.door, model=self.model)
 
-    def _engine_for(self, settings: Settings, device: str) -> EngineHost:
-        return EngineHost(settings.engine, load=lambda folder: self.model())
+
+@dataclass
+class FreshCrew(Crew):
+    """Its processes are programs of their own, with a server's environment and nothing of this one's memory. Their
+    model is `child.quick_model`."""
+
+    def _be(self, name: str) -> NoReturn:
+        die_with_parent()
+        self.door.set_inheritable(True)
+        environment = API_ENVIRONMENT if name == "api" else WORKER_ENVIRONMENT
+        given = (name, dump_settings(self.settings), str(self.folder), str(self.door.fileno()))
+        os.execve(sys.executable, [sys.executable, "-P", child.__file__, *given], {**os.environ, **environment})
 
 
 async def opened(settings: Settings) -> Store:

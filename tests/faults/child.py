@@ -1,0 +1,69 @@
+"""What a process of a crew is: a real API, or a real worker with a FakeModel.
+
+`python -P child.py NAME SETTINGS FOLDER DOOR` is one by itself, which has imported no more than a server's would have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import safelight.app
+from safelight.config import Settings, parse_settings
+from safelight.testing import FakeModel
+
+LOG_FORMAT = "%(asctime)s %(process)d %(name)s %(message)s"
+
+
+def quick_model() -> FakeModel:
+    return FakeModel(step_seconds=0.001)
+
+
+def be(name: str, settings: Settings, folder: Path, door: socket.socket, *, model: Callable[[], FakeModel]) -> NoReturn:
+    """Work as `name`, `api` or a worker's, until told to stop; the exit status is a server process's."""
+    status = 1
+    try:
+        random.seed()
+        logging.basicConfig(filename=folder / "log", level=logging.INFO, format=LOG_FORMAT, force=True)
+        safelight.app.weights_finder = lambda settings: Path
+        status = _serve(settings, door) if name == "api" else _work(settings, name, model)
+    except BaseException:
+        logging.getLogger(name).exception("died")
+    finally:
+        os._exit(status)
+
+
+def _serve(settings: Settings, door: socket.socket) -> int:
+    asyncio.run(safelight.app.serve_api(settings, door))
+    return 0
+
+
+def _work(settings: Settings, name: str, model: Callable[[], FakeModel]) -> int:
+    # The API's process loads neither of these.
+    from safelight.engine.host import EngineHost
+    from safelight.worker import EngineHung
+
+    def engine_for(settings: Settings, device: str) -> EngineHost:
+        return EngineHost(settings.engine, load=lambda folder: model())
+
+    safelight.app.engine_for = engine_for
+    try:
+        asyncio.run(safelight.app.run_worker(settings, name))
+    except EngineHung:
+        return safelight.app.HUNG_EXIT_STATUS
+    return 0
+
+
+def main(name: str, settings: str, folder: str, door: str) -> NoReturn:
+    be(name, parse_settings(settings), Path(folder), socket.socket(fileno=int(door)), model=quick_model)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
