@@ -14,7 +14,6 @@ from safelight.engine.samplers import (
     E,
     F,
     Floats,
-    num_remembered,
     sample,
     step_noise,
     to_remember,
@@ -55,9 +54,7 @@ class Rows:
         columns = upload(torch.from_numpy(scalars.astype(np.float32)), self._model.device)
         x = torch.stack([_latent(task) for task in tasks])
         self.denoised = denoised = self._guide(self._predict(x, columns))
-        moved = sample(
-            x, denoised, columns, remembered=_remembered(tasks, scalars), noise=_noise(tasks, scalars, self._model)
-        )
+        moved = sample(x, denoised, columns, remembered=_remembered(tasks), noise=_noise(tasks, scalars, self._model))
         # Most of those who look back remember the denoised latent as it is.
         kept = to_remember(x, denoised, columns) if scalars[:, E].any() else denoised
         for task, latent, memory, row in zip(tasks, moved.unbind(), kept.unbind(), scalars, strict=True):
@@ -81,11 +78,12 @@ class Rows:
         return torch.addcmul(negative, self._guidance, denoised[: len(self.batch.tasks)] - negative)
 
 
-def _remembered(tasks: tuple[ImageTask, ...], scalars: Floats) -> list[torch.Tensor]:
-    """As far back as anyone looks. Those who do not have weight zero there: any finite stand-in will do."""
+def _remembered(tasks: tuple[ImageTask, ...]) -> list[torch.Tensor]:
+    """As far back as anyone can look. Those who do not have weight zero there: any finite stand-in will do."""
+    depth = max(len(task.remembered) for task in tasks)
     return [
         torch.stack([task.remembered[ago] if ago < len(task.remembered) else _latent(task) for task in tasks])
-        for ago in range(num_remembered(scalars))
+        for ago in range(depth)
     ]
 
 

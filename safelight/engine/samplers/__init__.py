@@ -27,7 +27,6 @@ from safelight.engine.samplers.tables import (
     E,
     F,
     StepTable,
-    num_remembered,
     sample,
     to_remember,
 )
@@ -50,7 +49,6 @@ __all__ = [
     "StepTable",
     "alphas_from_betas",
     "initial_noise",
-    "num_remembered",
     "picture_noise",
     "sample",
     "scaled_linear_schedule",

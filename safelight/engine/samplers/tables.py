@@ -37,7 +37,7 @@ class StepTable:
         return len(self.columns)
 
 
-def num_remembered(columns: Floats) -> int:
+def _num_remembered(columns: Floats) -> int:
     """How far back these rows look: the largest k with a c_k that is not 0."""
     used = np.flatnonzero(columns[:, C:].any(axis=0))
     return int(used[-1]) + 1 if len(used) else 0
@@ -49,7 +49,7 @@ def table_over(grid: Grid, coefficients: Mapping[int, Floats | float]) -> StepTa
     columns[:, SIGMA], columns[:, TIMESTEP] = grid.sigmas[:-1], grid.timesteps
     for place, values in coefficients.items():
         columns[:, place] = values
-    return StepTable(columns, grid.initial_scale, num_remembered(columns))
+    return StepTable(columns, grid.initial_scale, _num_remembered(columns))
 
 
 def sample(
