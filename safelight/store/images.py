@@ -85,9 +85,12 @@ class ImageFolder:
         """`thumbnails` is where small versions may lie, under the same names but their endings; they go with
         their pictures."""
         self._folder = folder
+        # A run's own files go by strings: pathlib interns every part of every path, and CPython's table of interned
+        # strings keeps a slot for each that was ever in it, until it is full and made anew.
+        self._root = str(folder)
         self._thumbnails = thumbnails
         self._lasting_shelves: set[str] = set()
-        self._prepared: dict[Path, float] = {}
+        self._prepared: dict[str, float] = {}
 
     async def check(self) -> None:
         await asyncio.to_thread(self._check)
@@ -105,7 +108,7 @@ class ImageFolder:
             raise StorageFull(message, retry_after_seconds=30.0) from error
 
     async def prepare(self, run_id: str) -> None:
-        folder = self._folder / shelf_of(run_id) / run_id
+        folder = f"{self._root}/{shelf_of(run_id)}/{run_id}"
         with suppress(OSError):
             if await asyncio.to_thread(self._make_new, folder):
                 self._prepared[folder] = time.monotonic()
@@ -114,13 +117,13 @@ class ImageFolder:
 
     async def read(self, path: str) -> bytes:
         try:
-            return await asyncio.to_thread(self._resolve(path).read_bytes)
+            return await asyncio.to_thread(_read, self._resolve(path))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise no_such_image() from error
 
     async def remove(self, paths: Iterable[str]) -> None:
         """Folders that this empties go too."""
-        await asyncio.to_thread(self._remove, [self._resolve(path) for path in paths])
+        await asyncio.to_thread(self._remove, [Path(self._resolve(path)) for path in paths])
 
     async def sweep(self, known_paths: Collection[str], older_than_seconds: float = 3600.0, *, shelf: str) -> int:
         return await asyncio.to_thread(self._sweep, known_paths, older_than_seconds, shelf)
@@ -139,50 +142,53 @@ class ImageFolder:
         except OSError as error:
             raise ConfigError(f"the folder {self._folder} cannot be made: {error.strerror}") from error
 
-    def _resolve(self, path: str) -> Path:
+    def _resolve(self, path: str) -> str:
         if not is_path(path):
             raise no_such_image()
-        return self._folder / path
+        return f"{self._root}/{path}"
 
     def _write(self, path: str, content: Content) -> StoredImage:
         data = bytes_of(content)
-        final = self._folder / path
-        self._make_parents(final.parent)
-        temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
+        final = f"{self._root}/{path}"
+        folder, name = os.path.split(final)
+        self._make_parents(folder)
+        temporary = f"{folder}/.{name}.{secrets.token_hex(4)}.tmp"
         try:
-            with temporary.open("xb") as file:
+            with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(final)
+            os.replace(temporary, final)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
             raise
-        sync_folder(final.parent)
+        sync_folder(folder)
         return stored_image(path, data)
 
-    def _make_new(self, folder: Path) -> bool:
+    def _make_new(self, folder: str) -> bool:
         """Whether it was not there before."""
-        if folder.is_dir():
+        if os.path.isdir(folder):
             return False
         self._make_parents(folder)
         return True
 
-    def _is_lasting(self, folder: Path) -> bool:
+    def _is_lasting(self, folder: str) -> bool:
         """It was made here and synced, and is too young for any sweep."""
         prepared_at = self._prepared.get(folder)
-        return prepared_at is not None and time.monotonic() - prepared_at < PREPARED_SECONDS and folder.is_dir()
+        return prepared_at is not None and time.monotonic() - prepared_at < PREPARED_SECONDS and os.path.isdir(folder)
 
-    def _make_parents(self, folder: Path) -> None:
+    def _make_parents(self, folder: str) -> None:
         if self._is_lasting(folder):
             return
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        shelf = os.path.dirname(folder)
         # Another process may have made these and not yet synced them, so "it was there" is not enough.
-        sync_folder(folder.parent)
-        if folder.parent.name not in self._lasting_shelves:
+        sync_folder(shelf)
+        if shelf not in self._lasting_shelves:
             sync_folder(self._folder)
             sync_folder(self._folder.parent)
-            self._lasting_shelves.add(folder.parent.name)
+            self._lasting_shelves.add(shelf)
 
     def _remove(self, files: list[Path]) -> None:
         small = [] if self._thumbnails is None else [thumbnail_of(self._name(file), self._thumbnails) for file in files]
@@ -227,7 +233,12 @@ class ImageFolder:
         return file.relative_to(self._folder).as_posix()
 
 
-def sync_folder(folder: Path) -> None:
+def _read(file: str) -> bytes:
+    with open(file, "rb") as opened:
+        return opened.read()
+
+
+def sync_folder(folder: Path | str) -> None:
     """Make the names in a folder survive power loss."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import signal
+import sys
 import threading
 import time
 import uuid
@@ -94,19 +95,19 @@ async def test_small_versions_go_with_their_pictures(images: Images, tmp_path: P
 def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is done to the disk from now on: the folders and the endings of files that are synced, and renames."""
     noted: list[str] = []
-    sync, rename = os.fsync, Path.replace
+    sync, rename = os.fsync, os.replace
 
     def noting_sync(descriptor: int) -> None:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
         noted.append(path.relative_to(tmp_path).as_posix() if path.is_dir() else path.suffix)
         sync(descriptor)
 
-    def noting_rename(path: Path, target: Path) -> Path:
+    def noting_rename(path: str, target: str) -> None:
         noted.append("rename")
-        return rename(path, target)
+        rename(path, target)
 
     monkeypatch.setattr(os, "fsync", noting_sync)
-    monkeypatch.setattr(Path, "replace", noting_rename)
+    monkeypatch.setattr(os, "replace", noting_rename)
     return noted
 
 
@@ -200,10 +201,21 @@ async def test_no_path_leads_out(images: Images, path: str) -> None:
         await images.read(path)
 
 
+async def test_names_of_pictures_do_not_fill_the_table_of_interned_strings(
+    folder: ImageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interned: list[str] = []
+    monkeypatch.setattr(sys, "intern", lambda text: interned.append(text) or text)
+    await folder.prepare(RUN_ID)
+    stored = await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")
+    assert await folder.read(stored.path) == b"light"
+    assert RUN_ID not in interned
+
+
 def test_a_crash_before_the_rename_leaves_nothing_named(folder: ImageFolder, tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
-        Path.replace = lambda self, target: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment,return-value]
+        os.replace = lambda path, target: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
         folder._write(f"{RUN_ID[:2]}/{RUN_ID}/0-1.png", b"light")
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
