@@ -47,8 +47,7 @@ def sample(pid: int) -> Sample:
 def slope_per_hour(samples: Sequence[Sample]) -> float:
     """Megabytes an hour, from the highest of the first half to the highest of the second.
 
-    Not through all of them: CPython's table of interned strings, to name one, takes two or three megabytes in a quarter
-    of an hour of such load, is made anew, and begins again.
+    Not through all of them: what is filled and made anew, such as CPython's table of interned strings, is no leak.
     """
     first, last = samples[: len(samples) // 2], samples[len(samples) // 2 :]
     rise = max(each.megabytes for each in last) - max(each.megabytes for each in first)
