@@ -20,6 +20,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
+from safelight.app import MAX_PROGRESS_SECONDS
 from safelight.engine.engine import Engine
 from safelight.engine.events import ImageReady, Pixels
 from safelight.engine.models.base import Conditioning
@@ -138,8 +139,8 @@ def measure_idle(model: UNetModel, num_images: int, side: int, num_steps: int) -
 
 
 def engine_with(model: Timed | UNetModel, num_images: int, side: int, num_steps: int) -> Engine:
-    """One that has so many images of different samplers to draw."""
-    engine = Engine()
+    """One as a server has it, with so many images of different samplers to draw."""
+    engine = Engine(progress_seconds=MAX_PROGRESS_SECONDS)
     engine.load("model", model)  # type: ignore[arg-type]
     for number in range(num_images):
         params = RunParams(

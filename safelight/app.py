@@ -38,6 +38,9 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _ORPHAN_SECONDS = 0.5
 
+MAX_PROGRESS_SECONDS = 0.1
+"""How seldom an engine may tell of its steps: a bar that follows them looks smooth."""
+
 HUNG_EXIT_STATUS = 75
 """EX_TEMPFAIL: the engine hung and the worker wants to be started anew."""
 
@@ -58,7 +61,13 @@ def engine_for(settings: Settings, device: str) -> EngineHost:
     """An engine on `device`, not yet started."""
     from safelight.engine.host import EngineHost
 
-    return EngineHost(settings.engine, device=device, checkpoint_seconds=settings.worker.checkpoint_seconds)
+    return EngineHost(
+        settings.engine,
+        device=device,
+        checkpoint_seconds=settings.worker.checkpoint_seconds,
+        # So that what is written is nearly new.
+        progress_seconds=min(MAX_PROGRESS_SECONDS, settings.worker.progress_seconds / 5),
+    )
 
 
 async def serve_api(settings: Settings, door: socket.socket, *, tracing: Tracing = OFF) -> None:

@@ -23,16 +23,16 @@ from safelight.engine.events import (
     AssignmentFailed,
     CheckpointTaken,
     EncodedPrompt,
+    EndEvent,
     EngineEvent,
     ImageReady,
-    StepDone,
 )
-from safelight.engine.forecast import Forecast
 from safelight.engine.memory import MemoryPlan, watch_peak
 from safelight.engine.meter import Meter
 from safelight.engine.models.base import Conditioning, ImageModel
 from safelight.engine.models.placing import number_bytes_of
 from safelight.engine.previews import Previews
+from safelight.engine.progress import Progress
 from safelight.engine.prompts import PromptCache, warnings_about
 from safelight.engine.rows import Rows
 from safelight.engine.samplers import step_table
@@ -49,7 +49,8 @@ T = TypeVar("T")
 class Engine:
     """Draws assignments with loaded models, many at once. Not thread-safe: whoever made it calls it.
 
-    Every submitted assignment ends with exactly one end event out of `step`.
+    Every submitted assignment ends with exactly one end event out of `step`. Steps are told of no more often than every
+    `progress_seconds` (0: all of them), those that finish an image at once.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Engine:
         max_batch_rows: int = 16,
         prompt_cache_size: int = 256,
         checkpoint_seconds: float | None = None,
+        progress_seconds: float = 0.0,
         drawing_bytes: int | None = None,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -69,7 +71,7 @@ class Engine:
         self._prompts = PromptCache(prompt_cache_size)
         self._costs = Costs()
         self._scheduler = Scheduler(max_rows=max_batch_rows, costs=self._costs)
-        self._forecast = Forecast(self._scheduler, self._costs)
+        self._progress = Progress(self._scheduler, self._costs, interval_seconds=progress_seconds)
         self._meter = Meter()
         self._accounts = Accounts(self._scheduler, self._costs, self._meter, now=now)
         self._memory = MemoryPlan(drawing_bytes)
@@ -125,7 +127,7 @@ class Engine:
         self._accounts.settle()
         if (model := self._models.pop(key, None)) is not None:
             model.release()
-        self._forecast.forget()
+        self._progress.forget()
         for run in list(self._runs.values()):
             if run.assignment.model_key == key:
                 self._fail(run, faults.MODEL_UNLOADED)
@@ -193,8 +195,7 @@ class Engine:
         if run is not None:
             # A step that a GPU has not done yet is the run's too.
             self._accounts.settle()
-            self._drop(run)
-            self._events.append((run_id, AssignmentCancelled(run.run_time_ms, run.device_ms)))
+            self._end(run, AssignmentCancelled(run.run_time_ms, run.device_ms))
 
     def watch(self, run_id: str) -> None:
         """Somebody watches the run: for a while it has PreviewReady events. Unknown ids are ignored."""
@@ -313,21 +314,15 @@ class Engine:
         return self._rows
 
     def _advance(self, batch: Batch, now: float) -> None:
+        num_finished = len(self._finished)
         for task in batch.tasks:
             task.is_suspect = False
-            task.run.steps_done += 1
+            self._progress.note(task.run)
             if task.num_steps_left == 0:
                 self._scheduler.remove(task)
                 self._finished.append(task)
-        left = self._forecast.seconds_left(now)
-        decodes = sum(self._costs.decode_seconds(task.key) for task in self._finished)
-        told = {task.run: None for task in batch.tasks}
-        if self._forecast.is_new:
-            # Those that wait for their turn too: whoever came may have put them off.
-            told |= dict.fromkeys(left)
-        for run in told:
-            event = StepDone(run.steps_done, run.steps_total, left.get(run, 0.0) + decodes)
-            self._events.append((run.run_id, event))
+        if len(self._finished) > num_finished or self._progress.is_due(now):
+            self._events += [(run.run_id, event) for run, event in self._progress.tell(now, self._finished)]
 
     def _save(self, batch: Batch, now: float) -> None:
         """Begin to take checkpoints of the runs whose last one is old enough; of a short run none is ever taken."""
@@ -386,15 +381,15 @@ class Engine:
 
     def _end_if_done(self, run: LiveRun) -> None:
         if run.num_images_left == 0:
-            self._drop(run)
-            self._events.append((run.run_id, AssignmentDone(run.run_time_ms, run.device_ms)))
+            self._end(run, AssignmentDone(run.run_time_ms, run.device_ms))
 
     def _fail(self, run: LiveRun, error: RunError) -> None:
-        self._drop(run)
-        self._events.append((run.run_id, AssignmentFailed(error, run.run_time_ms, run.device_ms)))
+        self._end(run, AssignmentFailed(error, run.run_time_ms, run.device_ms))
 
-    def _drop(self, run: LiveRun) -> None:
+    def _end(self, run: LiveRun, event: EndEvent) -> None:
+        """The one way out: with how far it came, where that was not told yet."""
         del self._runs[run.run_id]
         for task in run.tasks:
             self._scheduler.remove(task)
         self._finished = deque(task for task in self._finished if task.run is not run)
+        self._events += [(run.run_id, each) for each in (*self._progress.last(run), event)]

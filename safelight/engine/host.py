@@ -53,8 +53,9 @@ class _Stream:
 class EngineHost:
     """Owns one Engine and its thread. All methods are called from one event loop.
 
-    `load` replaces the loader of real weights (tests pass FakeModel), `estimate` what tells their bytes beforehand,
-    `compile` what takes too long for a first picture to wait for.
+    Steps are told of no more often than every `progress_seconds`. `load` replaces the loader of real weights (tests
+    pass FakeModel), `estimate` what tells their bytes beforehand, `compile` what takes too long for a first picture to
+    wait for.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class EngineHost:
         *,
         device: str = "cpu",
         checkpoint_seconds: float | None = None,
+        progress_seconds: float = 0.0,
         load: Callable[[Path], ImageModel] | None = None,
         estimate: Callable[[Path], int] | None = None,
         compile: Callable[[ImageModel], ImageModel] | None = None,
@@ -81,6 +83,7 @@ class EngineHost:
             max_batch_rows=settings.max_batch_rows,
             prompt_cache_size=settings.prompt_cache_size,
             checkpoint_seconds=checkpoint_seconds,
+            progress_seconds=progress_seconds,
             drawing_bytes=drawing_bytes(settings, device),
         )
         self._max_resident_images = settings.max_resident_images

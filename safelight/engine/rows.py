@@ -67,14 +67,14 @@ class Rows:
 
     def _predict(self, x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         if self._has_guidance:
-            x, columns = x[self._image_of_row], columns[self._image_of_row]
+            x, columns = (each.index_select(0, self._image_of_row) for each in (x, columns))
         return self._model.predict(x, columns[:, SIGMA], columns[:, TIMESTEP], self._conditioning)
 
     def _guide(self, denoised: torch.Tensor) -> torch.Tensor:
         """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, equation 6), on denoised latents."""
         if not self._has_guidance:
             return denoised
-        negative = denoised[self._negative_of_image]
+        negative = denoised.index_select(0, self._negative_of_image)
         return torch.addcmul(negative, self._guidance, denoised[: len(self.batch.tasks)] - negative)
 
 

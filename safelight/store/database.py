@@ -29,7 +29,7 @@ from safelight.store.file_systems import refuse_network_file_system
 from safelight.store.hint_channel import HintChannel
 from safelight.store.hint_sockets import HintSockets
 from safelight.store.notifications import Wire
-from safelight.store.sqlite import HAS_SOUND_WAL, sqlite3
+from safelight.store.sqlite import HAS_SOUND_WAL, sqlite3, standing_in_line, sync_log
 from safelight.store.writer import CommitInDoubt, Write, Writer, WriterClosed
 
 P = ParamSpec("P")
@@ -135,8 +135,13 @@ class Database:
         self._turns = _turns_of(engine)
         # A transaction that reads sees one moment only, as on SQLite.
         self._reading = engine if _is_sqlite(engine) else engine.execution_options(isolation_level="REPEATABLE READ")
-        take_turn = partial(self._turn, fcntl.LOCK_EX)
-        self._writer = Writer(engine.execution_options(is_writing=True), take_turn, is_passing=_is_passing)
+        self._writer = Writer(
+            engine.execution_options(is_writing=True),
+            engine.execution_options(is_writing=True, syncs_late=True),
+            partial(self._turn, fcntl.LOCK_EX),
+            sync=_sync_of(engine),
+            is_passing=_is_passing,
+        )
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="store-read")
 
     async def read(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -154,7 +159,15 @@ class Database:
 
         Cancelled, it happens whole or not at all. `work` may run again, undone each time but the last.
         """
-        write = self._writer.submit(lambda connection: work(connection, *args, **kwargs))
+        return await self._await(self._writer.submit(lambda connection: work(connection, *args, **kwargs)))
+
+    async def write_ahead(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`write` for what only processes of the store are told of. Power that goes takes all of SQLite's with it, so
+        it syncs just after the answer; PostgreSQL's may be elsewhere. Raises TryLater, StorageFull."""
+        write = self._writer.submit(lambda connection: work(connection, *args, **kwargs), may_sync_late=True)
+        return await self._await(write)
+
+    async def _await(self, write: Write[T]) -> T:
         patience = asyncio.get_running_loop().call_later(BUSY_SECONDS, self._give_up, write)
         try:
             with translated():
@@ -199,14 +212,7 @@ class Database:
         """
         if self._turns is None or (HAS_SOUND_WAL and kind == fcntl.LOCK_SH):
             return nullcontext()
-        return _locked(self._turns, kind)
-
-
-@contextmanager
-def _locked(path: Path, kind: int) -> Iterator[None]:
-    with path.open("rb") as file:
-        fcntl.flock(file, kind)
-        yield
+        return standing_in_line(self._turns, kind)
 
 
 def _turns_of(engine: Engine) -> Path | None:
@@ -220,6 +226,11 @@ def _turns_of(engine: Engine) -> Path | None:
 
 def _is_sqlite(engine: Engine) -> bool:
     return engine.dialect.name == "sqlite"
+
+
+def _sync_of(engine: Engine) -> Callable[[], None]:
+    has_log = _is_sqlite(engine) and HAS_SOUND_WAL
+    return partial(sync_log, str(engine.url.database)) if has_log else lambda: None
 
 
 def open_engine(data: Path, database_url: str | None) -> Engine:
@@ -309,9 +320,17 @@ def _prepare_sqlite(connection: DBAPIConnection, record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    if not options.get("is_writing", False):
+        connection.exec_driver_sql("BEGIN")
+        return
+    # Another journal than a write-ahead log may be damaged for good where it is not synced in time.
+    synchronous = "NORMAL" if options.get("syncs_late", False) and HAS_SOUND_WAL else "FULL"
+    if connection.info.get("synchronous", "FULL") != synchronous:
+        connection.exec_driver_sql(f"PRAGMA synchronous={synchronous}")
+        connection.info["synchronous"] = synchronous
     # A write that starts as a read can fail half-way with "locked" and no wait helps; so writes lock at once.
-    is_writing = connection.get_execution_options().get("is_writing", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing else "BEGIN")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 @contextmanager

@@ -52,19 +52,26 @@ class Notifications:
         self._is_started = False
         self._listeners: dict[str, set[Listener]] = {}
         self._unsent: dict[str, None] = {}
+        self._is_gathering = False
 
     def start(self) -> None:
         """Join the others. Where that cannot be, hints stay within the process and polling does the rest."""
         self._wire.open(self._wake_all)
         self._is_started = True
 
-    def publish(self, topic: str) -> None:
-        """Wake whoever listens to `topic`, here and in other processes. Never raises, never blocks."""
-        self._wake_all([topic])
-        if self._is_started:
-            if not self._unsent:
-                asyncio.get_running_loop().call_soon(self._send_all)
-            self._unsent[topic] = None
+    def publish(self, *topics: str) -> None:
+        """Wake whoever listens to `topics`, here and in other processes. Never raises, never blocks."""
+        self._wake_all(topics)
+        if not self._is_started:
+            return
+        if self._is_gathering:
+            self._unsent |= dict.fromkeys(topics)
+            return
+        # The first of a moment goes at once, since most often it is the only one; what else comes before the loop goes
+        # round travels together.
+        self._is_gathering = True
+        asyncio.get_running_loop().call_soon(self._send_gathered)
+        self._wire.send(topics)
 
     def listener(self, *topics: str) -> Listener:
         """A listener to `topics` that lasts as long as these notifications: for whoever does so too."""
@@ -86,7 +93,7 @@ class Notifications:
     def close(self) -> None:
         """Send what is still here and leave the others."""
         if self._is_started:
-            self._send_all()
+            self._send_gathered()
             self._wire.close()
         self._is_started = False
 
@@ -101,7 +108,7 @@ class Notifications:
             for listener in self._listeners.get(topic, ()):
                 listener.wake()
 
-    def _send_all(self) -> None:
-        topics, self._unsent = list(self._unsent), {}
+    def _send_gathered(self) -> None:
+        topics, self._unsent, self._is_gathering = list(self._unsent), {}, False
         if self._is_started and topics:
             self._wire.send(topics)

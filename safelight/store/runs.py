@@ -95,7 +95,7 @@ class Runs:
         others, key by key. Of these first ones, those with `attempts_below` or more, and those not `above_priority`,
         stay where they are, and nobody overtakes them.
         """
-        claimed = await self._database.write(
+        claimed = await self._database.write_ahead(
             claims.claim,
             worker_id,
             limit=limit,
@@ -122,7 +122,7 @@ class Runs:
         """
         if not progress and not renew and figures is None:
             return Pulse()
-        pulse = await self._database.write(
+        pulse = await self._database.write_ahead(
             claims.pulse, worker_id, progress, lease_seconds=lease_seconds, renew=renew, figures=figures
         )
         self._hint_runs([report.run_id for report in progress])
@@ -232,14 +232,11 @@ class Runs:
 
     def _hint_ended(self, run_id: str, *, has_deliveries: bool = True) -> None:
         # Who waits for an end only is left alone until then; and has the processor, where no webhook waits too.
-        self._hint_runs([run_id])
-        self._notifications.publish(f"end:{run_id}")
-        if has_deliveries:
-            self._notifications.publish("deliveries")
+        self._notifications.publish(f"run:{run_id}", f"end:{run_id}", *(["deliveries"] if has_deliveries else []))
 
     def _hint_runs(self, run_ids: Sequence[str]) -> None:
-        for run_id in run_ids:
-            self._notifications.publish(f"run:{run_id}")
+        if run_ids:
+            self._notifications.publish(*(f"run:{run_id}" for run_id in run_ids))
 
 
 def _get(connection: Connection, run_id: str, project: str | None) -> Run:

@@ -31,6 +31,10 @@ class TracedDatabase(Database):
         with self._span(work):
             return await super().write(work, *args, **kwargs)
 
+    async def write_ahead(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._span(work):
+            return await super().write_ahead(work, *args, **kwargs)
+
     def _span(self, work: Callable[..., object]) -> AbstractContextManager[Span]:
         module = work.__module__.removeprefix("safelight.store.")
         name = f"store {module}.{getattr(work, '__name__', 'transaction').lstrip('_')}"

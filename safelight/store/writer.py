@@ -39,6 +39,8 @@ class Write(Generic[T]):
 
     work: Callable[[Connection], T]
     answer: asyncio.Future[T]
+    may_sync_late: bool = False
+    """It need not be on the disk when it is answered, as long as it is soon after."""
     is_taken: bool = False
     """The writer has begun it, or who asked took it back: whoever comes first."""
 
@@ -53,17 +55,22 @@ class _Done:
 class Writer:
     """Takes writes in arrival order and answers each once it is durable. One that fails undoes only itself.
 
+    Those that may sync late are committed by `late_engine` where nothing else is, and `sync` follows their answer.
     `is_passing` tells which errors of the database may be gone when the same is done again.
     """
 
     def __init__(
         self,
         engine: Engine,
+        late_engine: Engine,
         take_turn: Callable[[], AbstractContextManager[None]],
         *,
+        sync: Callable[[], None],
         is_passing: Callable[[DBAPIError], bool],
     ) -> None:
         self._engine = engine
+        self._late_engine = late_engine
+        self._sync = sync
         self._take_turn = take_turn
         self._is_passing = is_passing
         self._waiting: SimpleQueue[Write[Any] | None] = SimpleQueue()
@@ -72,9 +79,9 @@ class Writer:
         self._thread = Thread(target=self._serve, name="store-write", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Callable[[Connection], T]) -> Write[T]:
+    def submit(self, work: Callable[[Connection], T], *, may_sync_late: bool = False) -> Write[T]:
         """Put `work` in the queue. It may run again, undone each time but the last. Thread: the event loop's."""
-        write = Write(work, asyncio.get_running_loop().create_future())
+        write = Write(work, asyncio.get_running_loop().create_future(), may_sync_late)
         if self._is_closed:
             write.answer.set_exception(WriterClosed())
         else:
@@ -99,6 +106,8 @@ class Writer:
                     writes += self._others()
                     writes = self._take(writes)
                     self._commit(writes)
+                if any(write.may_sync_late for write in writes):
+                    self._sync()
             except BaseException as error:
                 _tell([_Done(write, error=error) for write in writes])
 
@@ -139,9 +148,9 @@ class Writer:
         from beginning: it would keep each of them."""
         has_begun = False
         try:
-            with self._transaction() as connection:
+            with self._transaction(writes) as (connection, done):
                 has_begun = True
-                results = [write.work(connection) for write in writes]
+                done += [_Done(write, write.work(connection)) for write in writes]
         except CommitInDoubt:
             raise
         except Exception as error:
@@ -149,35 +158,38 @@ class Writer:
                 raise
             # Whichever it was is done again by itself in the end, and told then what is wrong with it.
             return False
-        _tell([_Done(write, result) for write, result in zip(writes, results, strict=True)])
         return True
 
     def _commit_alone(self, write: Write[Any]) -> None:
         for times_left in reversed(range(MAX_TIMES_ALONE)):
             try:
-                with self._transaction() as connection:
-                    result = write.work(connection)
+                with self._transaction([write]) as (connection, done):
+                    done.append(_Done(write, write.work(connection)))
             except BaseException as error:
                 if times_left and self._may_pass(error):
                     continue
                 _tell([_Done(write, error=error)])
-            else:
-                _tell([_Done(write, result)])
             return
 
     def _may_pass(self, error: BaseException) -> bool:
         return isinstance(error, DBAPIError) and self._is_passing(error)
 
     @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        """Raises CommitInDoubt where doing all of it again might do it twice."""
+    def _transaction(self, writes: Sequence[Write[Any]]) -> Iterator[tuple[Connection, list[_Done]]]:
+        """What is put into the list is answered once it is committed. Raises CommitInDoubt where doing all of it again
+        might do it twice."""
+        engine = self._late_engine if all(write.may_sync_late for write in writes) else self._engine
+        done: list[_Done] = []
         is_worked_out = False
         try:
-            with self._engine.begin() as connection:
-                begin_late(connection)
-                yield connection
-                write_late(connection)
-                is_worked_out = True
+            with engine.connect() as connection:
+                with connection.begin():
+                    begin_late(connection)
+                    yield connection, done
+                    write_late(connection)
+                    is_worked_out = True
+                # Whoever waits need not wait for the connection to go back to its pool too.
+                _tell(done)
         except DBAPIError as error:
             if is_worked_out and error.connection_invalidated:
                 raise CommitInDoubt from error

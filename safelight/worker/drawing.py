@@ -77,14 +77,11 @@ class Drawing:
             priority=run.priority,
             deadline_seconds=held.seconds_to_deadline(),
         )
-        beside = (
-            asyncio.create_task(self._pass_on_watchers(run.id)),
-            asyncio.create_task(self._store.images.prepare(run.id)),
-        )
+        held.beside.append(asyncio.create_task(self._pass_on_watchers(run.id)))
         try:
             return await self._follow(held, assignment)
         finally:
-            for task in beside:
+            for task in held.beside:
                 task.cancel()
             if held.has_preview:
                 await self._store.previews.remove(run.id)
@@ -105,6 +102,8 @@ class Drawing:
                 case EncodedPrompt(warnings, backend):
                     held.warnings = warnings
                     held.note_backend(backend)
+                    # Not earlier: it would have the processor before the first step has.
+                    held.beside.append(asyncio.create_task(self._store.images.prepare(held.claim.run.id)))
                 case StepDone():
                     held.steps_done, held.steps_total = event.steps_done, event.steps_total
                     held.foresee(event.eta_seconds)

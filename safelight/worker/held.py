@@ -27,6 +27,8 @@ class Held:
     """The engine counts its images from then on."""
     is_unreported: bool = False
     device_ms: float = 0.0
+    beside: list[asyncio.Task[None]] = field(default_factory=list)
+    """What goes on as long as the run is drawn, and no longer."""
     saving: asyncio.Task[None] | None = None
     waiting: asyncio.Task[None] | None = None
     provenance: Provenance | None = None

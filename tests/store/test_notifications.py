@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -143,3 +143,26 @@ async def test_what_happens_to_runs_is_hinted(store: Store, neighbour: Store) ->
             assert await hinted(changes)
             await store.runs.cancel(run.id)
             assert await hinted(changes) and await hinted(cancels)
+
+
+async def test_the_first_hint_of_a_moment_goes_at_once_and_the_others_of_it_together() -> None:
+    sent: list[list[str]] = []
+
+    class Wire:
+        def open(self, receive: Callable[[Sequence[str]], None]) -> None: ...
+
+        def send(self, topics: Sequence[str]) -> None:
+            sent.append(list(topics))
+
+        def close(self) -> None: ...
+
+    with joined(Wire()) as notifications:
+        notifications.publish("run:a", "end:a")
+        assert sent == [["run:a", "end:a"]]
+        for topic in ("queue", "run:b", "queue"):
+            notifications.publish(topic)
+        assert len(sent) == 1
+        await asyncio.sleep(0.01)
+        assert sent[1:] == [["queue", "run:b"]]
+        notifications.publish("cancel")
+        assert sent[2:] == [["cancel"]]

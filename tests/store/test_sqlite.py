@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from safelight.store.database import open_engine
 from safelight.store.search import RunSearch
 from safelight.store.sqlite import HAS_SOUND_WAL, sqlite3
 
-from .making import HOOK, end_one, new_run, on_sqlite, submit
+from .making import HOOK, claim_one, end_one, new_run, on_sqlite, submit
 
 pytestmark = [on_sqlite, pytest.mark.usefixtures("kind")]
 
@@ -35,6 +36,42 @@ async def test_a_commit_survives_power_loss(store: Store) -> None:
         assert await run(pragma, "synchronous") == 2
         assert await run(pragma, "journal_mode") == ("wal" if HAS_SOUND_WAL else "truncate")
         assert await run(pragma, "foreign_keys") == 1
+
+
+@pytest.mark.parametrize("has_log", [True, False])
+async def test_a_claim_is_answered_before_it_is_synced_and_synced_right_after(
+    data: Path, monkeypatch: pytest.MonkeyPatch, *, has_log: bool
+) -> None:
+    monkeypatch.setattr("safelight.store.database.HAS_SOUND_WAL", has_log and HAS_SOUND_WAL)
+    synced: list[str] = []
+    sync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    async with await Store.open(data) as store:
+        is_late = has_log and HAS_SOUND_WAL
+        assert await store._database.write_ahead(pragma, "synchronous") == (1 if is_late else 2)
+        # What comes next waits for it: one thread writes.
+        assert await store._database.write(pragma, "synchronous") == 2
+        assert synced.count("safelight.db-wal") == int(is_late)
+        await submit(store)
+        assert synced.count("safelight.db-wal") == int(is_late)
+        assert await claim_one(store)
+        await submit(store)
+        assert synced.count("safelight.db-wal") == 2 * int(is_late)
+
+
+async def test_what_must_be_durable_takes_what_is_committed_with_it_along(store: Store) -> None:
+    with store._database._turn(fcntl.LOCK_EX):
+        asked = [
+            asyncio.ensure_future(run(pragma, "synchronous"))
+            for run in (store._database.write_ahead, store._database.write_ahead, store._database.write)
+        ]
+        await asyncio.sleep(0.1)
+    assert set(await asyncio.gather(*asked)) == {2}
 
 
 @pytest.mark.parametrize(("is_sound", "mode"), [(True, "wal"), (False, "truncate")])

@@ -3,6 +3,7 @@ what each sampler is and how closely it follows its original."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -78,6 +79,7 @@ _SAMPLERS: Mapping[SamplerName, _Sampler] = {
 _LEADING_BY_DEFAULT = frozenset({SamplerName.DDIM, SamplerName.PNDM})
 
 
+@functools.lru_cache(maxsize=256)
 def step_table(
     sampler: SamplerName,
     num_steps: int,
@@ -87,7 +89,8 @@ def step_table(
     num_skipped: int = 0,
 ) -> StepTable:
     """The table of `sampler` over `num_steps` steps, without the first `num_skipped`: the next one has nothing to look
-    back at then. Automatic spacing is the model's wish, else the sampler's default."""
+    back at then. Automatic spacing is the model's wish, else the sampler's default. Nobody writes into it: whoever asks
+    for the same gets the same one."""
     if spacing is Spacing.AUTOMATIC:
         default = Spacing.LEADING if sampler in _LEADING_BY_DEFAULT else Spacing.LINSPACE
         spacing = schedule.spacing or default
