@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from safelight.errors import SafelightError
 from safelight.keys import Scope
-from safelight.runs import ImageRecord, NewRun, Outcome, OutputFormat, RunParams, RunStatus
+from safelight.runs import Claim, ImageRecord, NewRun, Outcome, OutputFormat, RunParams, RunStatus
 from safelight.store import Store
 from safelight.store.sqlite import sqlite3
 
@@ -67,9 +67,44 @@ async def _look(left: Path, answered: list[list[str]]) -> list[str]:
                         faults.append(f"{name} has a short picture")
                 if what == "ended" and [image.sha256 for image in run.images] != more:
                     faults.append(f"{name} has no picture")
-            return faults
+            return faults + await _go_on(store)
     except (SafelightError, SQLAlchemyError, sqlite3.Error) as error:
         return [f"{type(error).__name__}: {error}"]
+
+
+async def _go_on(store: Store) -> list[str]:
+    """What keeps the other runs from being drawn now: a claim that was lost gives its fence out again."""
+    await store.runs.requeue_lost(max_attempts=100, worker_id="w")
+    drawn = {}
+    while claims := await store.runs.claim("w", limit=1, lease_seconds=600):
+        drawn[claims[0].run.id] = await draw(store, claims[0])
+    faults = []
+    for run_id, digest in drawn.items():
+        run = await store.runs.get(run_id)
+        read = [hashlib.sha256(await store.images.read(image.path)).hexdigest() for image in run.images]
+        if run.status is not RunStatus.SUCCEEDED or read != [digest]:
+            faults.append(f"{run_id} cannot be drawn again")
+    return faults
+
+
+async def draw(store: Store, claim: Claim) -> str:
+    """End a run with a picture of chance, or with the one that it has. The digest of it."""
+    if not claim.run.images:
+        picture = os.urandom(random.randint(100, 20_000))
+        kept = await store.images.write(claim.run.id, 0, claim.fence, OutputFormat.PNG, picture)
+        image = ImageRecord(
+            index=0,
+            seed=0,
+            output_format=OutputFormat.PNG,
+            path=kept.path,
+            num_bytes=kept.num_bytes,
+            sha256=kept.sha256,
+        )
+        await store.runs.add_image(claim, image)
+    else:
+        [image] = claim.run.images
+    await store.runs.finish(claim, DONE)
+    return image.sha256
 
 
 def _remove(folder: Path) -> None:
@@ -104,19 +139,7 @@ async def work(data: Path, answers: Path, num_runs: int) -> None:
                 for claim in await store.runs.claim("w", limit=1, lease_seconds=600):
                     if random.random() < 0.5:
                         await store.images.prepare(claim.run.id)
-                    picture = os.urandom(random.randint(100, 20_000))
-                    kept = await store.images.write(claim.run.id, 0, claim.fence, OutputFormat.PNG, picture)
-                    image = ImageRecord(
-                        index=0,
-                        seed=0,
-                        output_format=OutputFormat.PNG,
-                        path=kept.path,
-                        num_bytes=kept.num_bytes,
-                        sha256=kept.sha256,
-                    )
-                    await store.runs.add_image(claim, image)
-                    await store.runs.finish(claim, DONE)
-                    tell("ended", claim.run.id, kept.sha256)
+                    tell("ended", claim.run.id, await draw(store, claim))
 
         await asyncio.gather(*(lane() for _ in range(NUM_LANES)))
 

@@ -9,6 +9,7 @@ import datetime
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from diffusers import StableDiffusionPipeline
 
 from training.pinhole.export import SHIPPED
 from training.pinhole.generate import Request, contact_sheet, generate, load_pipeline
-from training.pinhole.judge import read
+from training.pinhole.judge import Reading, read
 from training.pinhole.report import Report, write_report
 from training.pinhole.scenes import render
 from training.pinhole.scoring import OTHER_SEED, SEED, Question, draw_questions, riding_questions, score, shuffled
@@ -93,24 +94,28 @@ def measure_guidance(pipeline: StableDiffusionPipeline, questions: Sequence[Ques
 
 
 def measure_negatives(pipeline: StableDiffusionPipeline, count: int) -> dict[str, tuple[float, float]]:
-    """How often something is seen without, and with, its name as the negative prompt."""
+    """How often what a prompt gets most is seen without, and with, its name as the negative prompt."""
 
-    def share(prompt: str, negative: str, is_seen: str) -> float:
-        pictures = generate(pipeline, [prompt] * count, range(count), Request(negative_prompt=negative))
-        readings = [read(picture) for picture in pictures]
-        seen = [
-            reading.setting == is_seen or any(item.colour == is_seen for item in reading.items) for reading in readings
-        ]
-        return float(np.mean(seen))
+    def look(prompt: str, negative: str) -> list[Reading]:
+        request = Request(negative_prompt=negative)
+        return [read(picture) for picture in generate(pipeline, [prompt] * count, range(count), request)]
 
-    return {
-        "“a circle”, negative “red”": (share("a circle", "", "red"), share("a circle", "red", "red")),
-        "“a landscape”, negative “snow”": (share("a landscape", "", "snow"), share("a landscape", "snow", "snow")),
-        "“a horse”, negative “plain background”": (
-            share("a horse", "", "plain"),
-            share("a horse", "plain background", "plain"),
-        ),
-    }
+    found = {}
+    for prompt, seen_in in (("a circle", _colours), ("a landscape", _setting)):
+        before = look(prompt, "")
+        [(name, num_before)] = Counter(each for reading in before for each in seen_in(reading)).most_common(1)
+        for negative in (name, f"no {name}"):
+            num_after = sum(name in seen_in(reading) for reading in look(prompt, negative))
+            found[f"“{prompt}”, negative “{negative}”"] = (num_before / count, num_after / count)
+    return found
+
+
+def _colours(reading: Reading) -> set[str]:
+    return {item.colour for item in reading.items if item.colour}
+
+
+def _setting(reading: Reading) -> set[str]:
+    return {reading.setting}
 
 
 def measure_seconds(pipeline: StableDiffusionPipeline) -> float:
