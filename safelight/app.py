@@ -41,6 +41,9 @@ _ORPHAN_SECONDS = 0.5
 MAX_PROGRESS_SECONDS = 0.1
 """How seldom an engine may tell of its steps: a bar that follows them looks smooth."""
 
+TOLD_PER_WRITTEN = 5
+"""How often it tells for each time that progress is written, so that what is written is nearly new."""
+
 HUNG_EXIT_STATUS = 75
 """EX_TEMPFAIL: the engine hung and the worker wants to be started anew."""
 
@@ -65,8 +68,7 @@ def engine_for(settings: Settings, device: str) -> EngineHost:
         settings.engine,
         device=device,
         checkpoint_seconds=settings.worker.checkpoint_seconds,
-        # So that what is written is nearly new.
-        progress_seconds=min(MAX_PROGRESS_SECONDS, settings.worker.progress_seconds / 5),
+        progress_seconds=min(MAX_PROGRESS_SECONDS, settings.worker.progress_seconds / TOLD_PER_WRITTEN),
     )
 
 

@@ -32,7 +32,7 @@ from safelight.engine.meter import Meter
 from safelight.engine.models.base import Conditioning, ImageModel
 from safelight.engine.models.placing import number_bytes_of
 from safelight.engine.previews import Previews
-from safelight.engine.progress import Progress
+from safelight.engine.progress import ProgressTeller
 from safelight.engine.prompts import PromptCache, warnings_about
 from safelight.engine.rows import Rows
 from safelight.engine.samplers import step_table
@@ -71,7 +71,7 @@ class Engine:
         self._prompts = PromptCache(prompt_cache_size)
         self._costs = Costs()
         self._scheduler = Scheduler(max_rows=max_batch_rows, costs=self._costs)
-        self._progress = Progress(self._scheduler, self._costs, interval_seconds=progress_seconds)
+        self._progress = ProgressTeller(self._scheduler, self._costs, interval_seconds=progress_seconds)
         self._meter = Meter()
         self._accounts = Accounts(self._scheduler, self._costs, self._meter, now=now)
         self._memory = MemoryPlan(drawing_bytes)

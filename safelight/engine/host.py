@@ -142,7 +142,7 @@ class EngineHost:
 
     @property
     def seconds_since_progress(self) -> float:
-        """Since the engine last finished a step while it had work; 0 when it has none."""
+        """Since the engine last told of a step while it had work; 0 when it has none."""
         return self._now() - self._progress_at if self._streams else 0.0
 
     @property

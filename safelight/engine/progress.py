@@ -4,7 +4,7 @@ steps. Thread: engine."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from safelight.engine.costs import Costs
 from safelight.engine.events import StepDone
@@ -13,7 +13,7 @@ from safelight.engine.scheduler import Scheduler
 from safelight.engine.tasks import ImageTask, LiveRun
 
 
-class Progress:
+class ProgressTeller:
     """The runs whose steps were not told of yet. `interval_seconds` is the least between two tellings."""
 
     def __init__(self, scheduler: Scheduler, costs: Costs, *, interval_seconds: float) -> None:
@@ -31,7 +31,7 @@ class Progress:
     def is_due(self, now: float) -> bool:
         return now - self._told_at >= self._interval_seconds
 
-    def tell(self, now: float, undecoded: Iterable[ImageTask]) -> Iterator[tuple[LiveRun, StepDone]]:
+    def tell(self, now: float, undecoded: Iterable[ImageTask]) -> list[tuple[LiveRun, StepDone]]:
         """Of the runs that have moved; of all of them where the time that is left was worked out anew, since whoever
         came may have put others off. `undecoded` are pictures that come before whatever is drawn."""
         self._told_at = now
@@ -40,8 +40,7 @@ class Progress:
         told, self._untold = self._untold, {}
         if self._forecast.is_new:
             told |= dict.fromkeys(left)
-        for run in told:
-            yield run, StepDone(run.steps_done, run.steps_total, left.get(run, 0.0) + decodes)
+        return [(run, StepDone(run.steps_done, run.steps_total, left.get(run, 0.0) + decodes)) for run in told]
 
     def last(self, run: LiveRun) -> list[StepDone]:
         """Of a run that ends now: how far it came, unless that was told."""
@@ -51,5 +50,5 @@ class Progress:
         return [StepDone(run.steps_done, run.steps_total, 0.0)]
 
     def forget(self) -> None:
-        """Let go of runs that have ended."""
+        """Let go of the runs that the time left was told of."""
         self._forecast.forget()

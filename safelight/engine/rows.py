@@ -67,7 +67,9 @@ class Rows:
 
     def _predict(self, x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         if self._has_guidance:
-            x, columns = (each.index_select(0, self._image_of_row) for each in (x, columns))
+            # Not [...], which takes twice as long for the same.
+            x = x.index_select(0, self._image_of_row)
+            columns = columns.index_select(0, self._image_of_row)
         return self._model.predict(x, columns[:, SIGMA], columns[:, TIMESTEP], self._conditioning)
 
     def _guide(self, denoised: torch.Tensor) -> torch.Tensor:

@@ -152,9 +152,12 @@ class Scheduler:
 
     def choose(self) -> Batch | None:
         """The next batch; None when nothing waits."""
-        if len(self._waiting) <= 1:
+        if not self._waiting:
+            return None
+        if len(self._waiting) == 1:
             # Most often, and there is nothing to be weighed.
-            return next((Batch(task.key, (task,)) for task in self._waiting), None)
+            [task] = self._waiting
+            return Batch(task.key, (task,))
         suspect = next((task for task in self._waiting if task.is_suspect), None)
         if suspect is not None:
             return Batch(suspect.key, (suspect,))

@@ -137,9 +137,9 @@ class Database:
         self._reading = engine if _is_sqlite(engine) else engine.execution_options(isolation_level="REPEATABLE READ")
         self._writer = Writer(
             engine.execution_options(is_writing=True),
-            engine.execution_options(is_writing=True, syncs_late=True),
+            engine.execution_options(is_writing=True, is_unsynced=True),
             partial(self._turn, fcntl.LOCK_EX),
-            sync=_sync_of(engine),
+            sync=sync_log if _is_sqlite(engine) else lambda connection: None,
             is_passing=_is_passing,
         )
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="store-read")
@@ -161,10 +161,12 @@ class Database:
         """
         return await self._await(self._writer.submit(lambda connection: work(connection, *args, **kwargs)))
 
-    async def write_ahead(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`write` for what only processes of the store are told of. Power that goes takes all of SQLite's with it, so
-        it syncs just after the answer; PostgreSQL's may be elsewhere. Raises TryLater, StorageFull."""
-        write = self._writer.submit(lambda connection: work(connection, *args, **kwargs), may_sync_late=True)
+    async def write_unsynced(
+        self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """`write` for what nobody relies on but processes of the store. Power that goes takes all of SQLite's with it,
+        so it syncs just after the answer; PostgreSQL's may be elsewhere. Raises TryLater, StorageFull."""
+        write = self._writer.submit(lambda connection: work(connection, *args, **kwargs), may_be_unsynced=True)
         return await self._await(write)
 
     async def _await(self, write: Write[T]) -> T:
@@ -226,11 +228,6 @@ def _turns_of(engine: Engine) -> Path | None:
 
 def _is_sqlite(engine: Engine) -> bool:
     return engine.dialect.name == "sqlite"
-
-
-def _sync_of(engine: Engine) -> Callable[[], None]:
-    has_log = _is_sqlite(engine) and HAS_SOUND_WAL
-    return partial(sync_log, str(engine.url.database)) if has_log else lambda: None
 
 
 def open_engine(data: Path, database_url: str | None) -> Engine:
@@ -325,10 +322,10 @@ def _begin_sqlite(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN")
         return
     # Another journal than a write-ahead log may be damaged for good where it is not synced in time.
-    synchronous = "NORMAL" if options.get("syncs_late", False) and HAS_SOUND_WAL else "FULL"
-    if connection.info.get("synchronous", "FULL") != synchronous:
-        connection.exec_driver_sql(f"PRAGMA synchronous={synchronous}")
-        connection.info["synchronous"] = synchronous
+    is_synced = not (options.get("is_unsynced", False) and HAS_SOUND_WAL)
+    if connection.info.get("is_synced", True) != is_synced:
+        connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if is_synced else 'NORMAL'}")
+        connection.info["is_synced"] = is_synced
     # A write that starts as a read can fail half-way with "locked" and no wait helps; so writes lock at once.
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 

@@ -95,7 +95,7 @@ class Runs:
         others, key by key. Of these first ones, those with `attempts_below` or more, and those not `above_priority`,
         stay where they are, and nobody overtakes them.
         """
-        claimed = await self._database.write_ahead(
+        claimed = await self._database.write_unsynced(
             claims.claim,
             worker_id,
             limit=limit,
@@ -122,7 +122,7 @@ class Runs:
         """
         if not progress and not renew and figures is None:
             return Pulse()
-        pulse = await self._database.write_ahead(
+        pulse = await self._database.write_unsynced(
             claims.pulse, worker_id, progress, lease_seconds=lease_seconds, renew=renew, figures=figures
         )
         self._hint_runs([report.run_id for report in progress])

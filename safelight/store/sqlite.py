@@ -4,15 +4,20 @@ as old as the system."""
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+
+from sqlalchemy.engine import Connection
 
 try:
     import pysqlite3 as sqlite3
 except ImportError:
     import sqlite3
+
+log = logging.getLogger(__name__)
 
 HAS_SOUND_WAL = sqlite3.sqlite_version_info >= (3, 51, 3)
 """SQLite before this can corrupt a WAL file that several processes write."""
@@ -28,12 +33,27 @@ def standing_in_line(file: Path, kind: int) -> Iterator[None]:
         yield
 
 
-def sync_log(database: str) -> None:
-    """Have what was committed to the file `database` survive power loss, where it is still in its write-ahead log."""
-    # SQLite holds no lock on this file, which closing it again would lose.
-    with suppress(OSError):
-        log = os.open(f"{database}-wal", os.O_RDONLY)
-        try:
-            os.fsync(log)
-        finally:
-            os.close(log)
+def sync_log(connection: Connection) -> None:
+    """Have what `connection` committed unsynced survive power loss, where it is still in the write-ahead log.
+
+    `is_synced` of its info tells how it commits; what it has synced before is noted there too.
+    """
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    if connection.info.get("is_synced", True) or connection.info.get("num_synced") == driver.total_changes:
+        return
+    connection.info["num_synced"] = driver.total_changes
+    try:
+        # SQLite holds no lock on this file, which closing it again would lose.
+        log_file = os.open(f"{connection.engine.url.database}-wal", os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(log_file)
+    except OSError:
+        # What failed may count as written now, and later commits would lie behind a hole: all of it goes into the
+        # database itself instead, and the log begins anew.
+        log.exception("the log of the database cannot be synced")
+        driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+    finally:
+        os.close(log_file)

@@ -31,9 +31,11 @@ class TracedDatabase(Database):
         with self._span(work):
             return await super().write(work, *args, **kwargs)
 
-    async def write_ahead(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def write_unsynced(
+        self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         with self._span(work):
-            return await super().write_ahead(work, *args, **kwargs)
+            return await super().write_unsynced(work, *args, **kwargs)
 
     def _span(self, work: Callable[..., object]) -> AbstractContextManager[Span]:
         module = work.__module__.removeprefix("safelight.store.")

@@ -1,5 +1,5 @@
 """The thread that writes. What waits together is committed together: a commit waits for the disk,
-however much is in it."""
+however much is in it. Some need not wait for it, and are synced once they are answered."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Write(Generic[T]):
 
     work: Callable[[Connection], T]
     answer: asyncio.Future[T]
-    may_sync_late: bool = False
+    may_be_unsynced: bool = False
     """It need not be on the disk when it is answered, as long as it is soon after."""
     is_taken: bool = False
     """The writer has begun it, or who asked took it back: whoever comes first."""
@@ -55,21 +55,21 @@ class _Done:
 class Writer:
     """Takes writes in arrival order and answers each once it is durable. One that fails undoes only itself.
 
-    Those that may sync late are committed by `late_engine` where nothing else is, and `sync` follows their answer.
-    `is_passing` tells which errors of the database may be gone when the same is done again.
+    Those that may be unsynced are committed by `unsynced_engine` where no other is among them, and `sync` follows their
+    answer. `is_passing` tells which errors of the database may be gone when the same is done again.
     """
 
     def __init__(
         self,
         engine: Engine,
-        late_engine: Engine,
+        unsynced_engine: Engine,
         take_turn: Callable[[], AbstractContextManager[None]],
         *,
-        sync: Callable[[], None],
+        sync: Callable[[Connection], None],
         is_passing: Callable[[DBAPIError], bool],
     ) -> None:
         self._engine = engine
-        self._late_engine = late_engine
+        self._unsynced_engine = unsynced_engine
         self._sync = sync
         self._take_turn = take_turn
         self._is_passing = is_passing
@@ -79,9 +79,9 @@ class Writer:
         self._thread = Thread(target=self._serve, name="store-write", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Callable[[Connection], T], *, may_sync_late: bool = False) -> Write[T]:
+    def submit(self, work: Callable[[Connection], T], *, may_be_unsynced: bool = False) -> Write[T]:
         """Put `work` in the queue. It may run again, undone each time but the last. Thread: the event loop's."""
-        write = Write(work, asyncio.get_running_loop().create_future(), may_sync_late)
+        write = Write(work, asyncio.get_running_loop().create_future(), may_be_unsynced)
         if self._is_closed:
             write.answer.set_exception(WriterClosed())
         else:
@@ -106,8 +106,6 @@ class Writer:
                     writes += self._others()
                     writes = self._take(writes)
                     self._commit(writes)
-                if any(write.may_sync_late for write in writes):
-                    self._sync()
             except BaseException as error:
                 _tell([_Done(write, error=error) for write in writes])
 
@@ -178,11 +176,11 @@ class Writer:
     def _transaction(self, writes: Sequence[Write[Any]]) -> Iterator[tuple[Connection, list[_Done]]]:
         """What is put into the list is answered once it is committed. Raises CommitInDoubt where doing all of it again
         might do it twice."""
-        engine = self._late_engine if all(write.may_sync_late for write in writes) else self._engine
+        is_unsynced = all(write.may_be_unsynced for write in writes)
         done: list[_Done] = []
         is_worked_out = False
         try:
-            with engine.connect() as connection:
+            with (self._unsynced_engine if is_unsynced else self._engine).connect() as connection:
                 with connection.begin():
                     begin_late(connection)
                     yield connection, done
@@ -190,6 +188,8 @@ class Writer:
                     is_worked_out = True
                 # Whoever waits need not wait for the connection to go back to its pool too.
                 _tell(done)
+                if is_unsynced:
+                    self._sync(connection)
         except DBAPIError as error:
             if is_worked_out and error.connection_invalidated:
                 raise CommitInDoubt from error

@@ -102,7 +102,7 @@ class Drawing:
                 case EncodedPrompt(warnings, backend):
                     held.warnings = warnings
                     held.note_backend(backend)
-                    # Not earlier: it would have the processor before the first step has.
+                    # This comes with the first step: earlier it would have the processor before that has.
                     held.beside.append(asyncio.create_task(self._store.images.prepare(held.claim.run.id)))
                 case StepDone():
                     held.steps_done, held.steps_total = event.steps_done, event.steps_total

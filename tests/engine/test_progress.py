@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
+
+from safelight.app import engine_for
+from safelight.config import Settings
 from safelight.engine.engine import Engine
 from safelight.engine.events import AssignmentCancelled, EngineEvent, ImageReady, StepDone
+from safelight.engine.models.loading import ModelLoader
+from safelight.engine.tasks import ModelSpec
 from safelight.runs import RunParams
 from safelight.testing import FakeModel
 
@@ -62,3 +69,19 @@ def test_a_run_that_is_cancelled_tells_how_far_it_came() -> None:
     told = run_out(engine, between=lambda step: engine.cancel("r") if step == 7 else None)["r"]
     assert told_steps(told) == [1, 7]
     assert isinstance(told[-1], AssignmentCancelled)
+
+
+async def test_the_engine_of_a_server_tells_of_few_of_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelLoader, "prepare", lambda self: None)
+    monkeypatch.setattr(ModelLoader, "load", lambda self, folder: FakeModel(step_seconds=0.002))
+    monkeypatch.setattr(ModelLoader, "estimate_bytes", lambda self, folder: 0)
+    host = engine_for(Settings(data=tmp_path), "cpu")
+    await host.start()
+    try:
+        await host.load(ModelSpec("fake@1", Path("fake")))
+        told = told_steps([event async for event in host.generate(assign("r", replace(CAT, num_inference_steps=150)))])
+    finally:
+        await host.close()
+    assert 2 <= len(told) < 75 and told[-1] == 150

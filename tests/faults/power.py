@@ -9,6 +9,7 @@ import os
 import random
 import sys
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -32,8 +33,12 @@ def power_cuts(folder: Path, *, num_cuts: int, num_runs: int) -> Figure:
     record([sys.executable, "-m", "tests.faults.power", str(data), str(answers), str(num_runs)], log)
     calls = list(read_log(log))
     rng = random.Random(7)
-    moments = sorted(rng.choices(range(len(calls)), k=num_cuts))
-    disk, answered, faults = Disk(data), list[list[str]](), list[str]()
+    claimed = [number for number, call in enumerate(calls) if call.data.startswith(b"claimed") and call.name == "write"]
+    # A tenth of them where a claim may not be synced yet: a moment that chance alone hardly meets.
+    moments = sorted(
+        rng.choices(range(len(calls)), k=num_cuts - num_cuts // 10) + rng.choices(claimed, k=num_cuts // 10)
+    )
+    disk, answered, faults, num_lost_claims = Disk(data), list[list[str]](), list[str](), 0
     for number, call in enumerate(calls):
         disk.take(call)
         if call.paths == (str(answers),) and call.name == "write":
@@ -42,24 +47,39 @@ def power_cuts(folder: Path, *, num_cuts: int, num_runs: int) -> Figure:
             moments.pop(0)
             left = folder / "left"
             disk.cut(rng, left)
-            faults += asyncio.run(_look(left, answered))
+            found = asyncio.run(_look(left, answered))
+            faults += found.faults
+            num_lost_claims += found.num_lost_claims
             _remove(left)
-    figure = f"{num_cuts} cuts in {len(calls)} calls, {len(answered)} answers: {len(faults)} lost, corrupt or short"
+    figure = (
+        f"{num_cuts} cuts in {len(calls)} calls, {len(answered)} answers: {len(faults)} lost, corrupt or short;"
+        f" {num_lost_claims} claims forgotten and made again"
+    )
     return Figure("3", f"simulated power cuts on SQLite {sqlite3.sqlite_version} and the pictures", figure, faults)
 
 
-async def _look(left: Path, answered: list[list[str]]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """After one cut. A claim may be forgotten, by design: nobody outside the store relies on it."""
+
+    faults: list[str]
+    num_lost_claims: int = 0
+
+
+async def _look(left: Path, answered: list[list[str]]) -> Found:
     """What is wrong with what is left."""
     try:
         async with await Store.open(left) as store:
             with sqlite3.connect(left / "safelight.db") as database:
                 [(verdict,)] = database.execute("PRAGMA integrity_check")
-            faults = [] if verdict == "ok" else [f"corrupt: {verdict}"]
+            faults, num_lost_claims = [] if verdict == "ok" else [f"corrupt: {verdict}"], 0
             for what, name, *more in answered:
                 if what == "key":
                     await store.keys.authenticate(name)
                     continue
                 run = await store.runs.get(name)
+                if what == "claimed":
+                    num_lost_claims += run.fence < int(more[0])
                 if what == "ended" and run.status is not RunStatus.SUCCEEDED:
                     faults.append(f"{name} is {run.status.value} again")
                 for image in run.images:
@@ -67,23 +87,24 @@ async def _look(left: Path, answered: list[list[str]]) -> list[str]:
                         faults.append(f"{name} has a short picture")
                 if what == "ended" and [image.sha256 for image in run.images] != more:
                     faults.append(f"{name} has no picture")
-            return faults + await _go_on(store)
+            faults += await _go_on(store, {name for what, name, *_ in answered if what == "accepted"})
+            return Found(faults, num_lost_claims)
     except (SafelightError, SQLAlchemyError, sqlite3.Error) as error:
-        return [f"{type(error).__name__}: {error}"]
+        return Found([f"{type(error).__name__}: {error}"])
 
 
-async def _go_on(store: Store) -> list[str]:
-    """What keeps the other runs from being drawn now: a claim that was lost gives its fence out again."""
+async def _go_on(store: Store, accepted: set[str]) -> list[str]:
+    """Draw what has not ended; which of the runs that were accepted that does not end."""
     await store.runs.requeue_lost(max_attempts=100, worker_id="w")
     drawn = {}
     while claims := await store.runs.claim("w", limit=1, lease_seconds=600):
         drawn[claims[0].run.id] = await draw(store, claims[0])
     faults = []
-    for run_id, digest in drawn.items():
+    for run_id in accepted | drawn.keys():
         run = await store.runs.get(run_id)
         read = [hashlib.sha256(await store.images.read(image.path)).hexdigest() for image in run.images]
-        if run.status is not RunStatus.SUCCEEDED or read != [digest]:
-            faults.append(f"{run_id} cannot be drawn again")
+        if run.status is not RunStatus.SUCCEEDED or read != [drawn.get(run_id, run.images[0].sha256)]:
+            faults.append(f"{run_id} cannot be drawn to its end")
     return faults
 
 
@@ -137,6 +158,7 @@ async def work(data: Path, answers: Path, num_runs: int) -> None:
                 await store.runs.create(new, max_queued=1000)
                 tell("accepted", new.id)
                 for claim in await store.runs.claim("w", limit=1, lease_seconds=600):
+                    tell("claimed", claim.run.id, str(claim.fence))
                     if random.random() < 0.5:
                         await store.images.prepare(claim.run.id)
                     tell("ended", claim.run.id, await draw(store, claim))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
+import shutil
+import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -38,37 +41,90 @@ async def test_a_commit_survives_power_loss(store: Store) -> None:
         assert await run(pragma, "foreign_keys") == 1
 
 
+class SyncedLog:
+    """Counts the syncs of the write-ahead log by anybody but SQLite itself, holds them up, or has them fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.num_syncs = 0
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.is_broken = False
+        self._sync = os.fsync
+        monkeypatch.setattr(os, "fsync", self)
+
+    def __call__(self, descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name.endswith("-wal"):
+            assert self.go_on.wait(10)
+            self.num_syncs += 1
+            if self.is_broken:
+                raise OSError(errno.EIO, "the disk is broken")
+        self._sync(descriptor)
+
+
+@pytest.fixture
+def synced_log(monkeypatch: pytest.MonkeyPatch) -> SyncedLog:
+    if not HAS_SOUND_WAL:
+        pytest.skip("this SQLite has no log that is used")
+    return SyncedLog(monkeypatch)
+
+
+async def test_a_claim_is_answered_before_it_is_synced_and_synced_before_anything_else_is_written(
+    store: Store, synced_log: SyncedLog
+) -> None:
+    run = await submit(store)
+    synced_log.go_on.clear()
+    assert (await claim_one(store)).run.id == run.id
+    assert synced_log.num_syncs == 0
+    another = asyncio.create_task(submit(store))
+    await asyncio.sleep(0.05)
+    assert not another.done()
+    synced_log.go_on.set()
+    await another
+    assert synced_log.num_syncs == 1
+
+
+async def test_a_claim_of_nothing_syncs_nothing(store: Store, synced_log: SyncedLog) -> None:
+    await submit(store)
+    assert await claim_one(store)
+    for _ in range(3):
+        assert not await store.runs.claim("w", limit=1, lease_seconds=60)
+    await submit(store)
+    assert synced_log.num_syncs == 1
+
+
+async def test_where_the_log_cannot_be_synced_its_content_goes_into_the_database_itself(
+    store: Store, data: Path, synced_log: SyncedLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = await submit(store)
+    synced_log.is_broken = True
+    assert await claim_one(store)
+    await submit(store)
+    assert "cannot be synced" in caplog.text
+    # Without the log, as if it had been lost.
+    (data / "alone").mkdir()
+    shutil.copy(data / "safelight.db", data / "alone")
+    with sqlite3.connect(data / "alone" / "safelight.db") as alone:
+        assert alone.execute("SELECT status FROM runs WHERE id = ?", [run.id]).fetchall() == [("running",)]
+
+
 @pytest.mark.parametrize("has_log", [True, False])
-async def test_a_claim_is_answered_before_it_is_synced_and_synced_right_after(
+async def test_without_a_log_nothing_is_committed_unsynced(
     data: Path, monkeypatch: pytest.MonkeyPatch, *, has_log: bool
 ) -> None:
     monkeypatch.setattr("safelight.store.database.HAS_SOUND_WAL", has_log and HAS_SOUND_WAL)
-    synced: list[str] = []
-    sync = os.fsync
-
-    def note(descriptor: int) -> None:
-        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
-        sync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", note)
     async with await Store.open(data) as store:
-        is_late = has_log and HAS_SOUND_WAL
-        assert await store._database.write_ahead(pragma, "synchronous") == (1 if is_late else 2)
-        # What comes next waits for it: one thread writes.
-        assert await store._database.write(pragma, "synchronous") == 2
-        assert synced.count("safelight.db-wal") == int(is_late)
-        await submit(store)
-        assert synced.count("safelight.db-wal") == int(is_late)
-        assert await claim_one(store)
-        await submit(store)
-        assert synced.count("safelight.db-wal") == 2 * int(is_late)
+        normal, full = 1, 2
+        assert await store._database.write_unsynced(pragma, "synchronous") == (
+            normal if has_log and HAS_SOUND_WAL else full
+        )
+        assert await store._database.write(pragma, "synchronous") == full
 
 
 async def test_what_must_be_durable_takes_what_is_committed_with_it_along(store: Store) -> None:
     with store._database._turn(fcntl.LOCK_EX):
         asked = [
             asyncio.ensure_future(run(pragma, "synchronous"))
-            for run in (store._database.write_ahead, store._database.write_ahead, store._database.write)
+            for run in (store._database.write_unsynced, store._database.write_unsynced, store._database.write)
         ]
         await asyncio.sleep(0.1)
     assert set(await asyncio.gather(*asked)) == {2}

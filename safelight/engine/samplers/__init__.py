@@ -89,8 +89,8 @@ def step_table(
     num_skipped: int = 0,
 ) -> StepTable:
     """The table of `sampler` over `num_steps` steps, without the first `num_skipped`: the next one has nothing to look
-    back at then. Automatic spacing is the model's wish, else the sampler's default. Nobody writes into it: whoever asks
-    for the same gets the same one."""
+    back at then. Automatic spacing is the model's wish, else the sampler's default. Whoever
+    asks for the same gets the same one, also once its model is gone."""
     if spacing is Spacing.AUTOMATIC:
         default = Spacing.LEADING if sampler in _LEADING_BY_DEFAULT else Spacing.LINSPACE
         spacing = schedule.spacing or default

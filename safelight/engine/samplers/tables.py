@@ -49,6 +49,8 @@ def table_over(grid: Grid, coefficients: Mapping[int, Floats | float]) -> StepTa
     columns[:, SIGMA], columns[:, TIMESTEP] = grid.sigmas[:-1], grid.timesteps
     for place, values in coefficients.items():
         columns[:, place] = values
+    # Runs of the same settings share it.
+    columns.setflags(write=False)
     return StepTable(columns, grid.initial_scale, _num_remembered(columns))
 
 
