@@ -133,6 +133,7 @@ class FakeModel:
     ) -> torch.Tensor:
         self.calls["predict"] += 1
         self.rows.append(len(x))
+        del self.rows[:-MAX_ROWS_NOTED]
         time.sleep(self._step_seconds)
         if self._max_rows is not None and len(x) > self._max_rows:
             raise MemoryError

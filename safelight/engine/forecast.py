@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from safelight.engine.costs import Costs
 from safelight.engine.scheduler import Scheduler
@@ -31,21 +31,25 @@ class Forecast:
         """Let go of the runs it was about."""
         self._known, self._left = frozenset(), {}
 
-    def seconds_left(self, now: float) -> dict[LiveRun, float]:
-        """Of each run whose shape was measured, if nothing more arrives."""
+    def seconds_left(self, now: float, undecoded: Sequence[ImageTask] = ()) -> dict[LiveRun, float]:
+        """Of each run whose shape was measured, if nothing more arrives. `undecoded` are finished but for their
+        pictures, which come before whatever is drawn."""
         known = frozenset(self._scheduler)
         self.is_new = known != self._known or now - self._made_at >= FRESH_SECONDS
         if self.is_new:
             self._made_at, self._known = now, known
-            self._left = play_forward(self._scheduler, self._costs)
+            self._left = play_forward(self._scheduler, self._costs, undecoded)
         passed = now - self._made_at
         return {run: max(0.0, left - passed) for run, left in self._left.items()}
 
 
-def play_forward(scheduler: Scheduler, costs: Costs) -> dict[LiveRun, float]:
+def play_forward(scheduler: Scheduler, costs: Costs, undecoded: Sequence[ImageTask] = ()) -> dict[LiveRun, float]:
     """Seconds until each run's last picture. Runs of a shape that was never measured have none."""
     ahead, seconds = scheduler.copy(), 0.0
     left: dict[LiveRun, float] = {}
+    for task in undecoded:
+        seconds += costs.decode_seconds(task.key)
+        left[task.run] = seconds
     has_rivals = len({(task.key, task.run.assignment.key_id) for task in ahead}) > 1
     while (batch := ahead.choose()) is not None:
         step = costs.step_seconds(batch.key, batch.num_rows)

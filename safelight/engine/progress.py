@@ -4,7 +4,7 @@ steps. Thread: engine."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from safelight.engine.costs import Costs
 from safelight.engine.events import StepDone
@@ -18,7 +18,6 @@ class ProgressTeller:
 
     def __init__(self, scheduler: Scheduler, costs: Costs, *, interval_seconds: float) -> None:
         self._forecast = Forecast(scheduler, costs)
-        self._costs = costs
         self._interval_seconds = interval_seconds
         self._told_at = -math.inf
         self._untold: dict[LiveRun, None] = {}
@@ -31,16 +30,15 @@ class ProgressTeller:
     def is_due(self, now: float) -> bool:
         return now - self._told_at >= self._interval_seconds
 
-    def tell(self, now: float, undecoded: Iterable[ImageTask]) -> list[tuple[LiveRun, StepDone]]:
+    def tell(self, now: float, undecoded: Sequence[ImageTask]) -> list[tuple[LiveRun, StepDone]]:
         """Of the runs that have moved; of all of them where the time that is left was worked out anew, since whoever
-        came may have put others off. `undecoded` are pictures that come before whatever is drawn."""
+        came may have put others off. `undecoded` are finished but for their pictures."""
         self._told_at = now
-        left = self._forecast.seconds_left(now)
-        decodes = sum(self._costs.decode_seconds(task.key) for task in undecoded)
+        left = self._forecast.seconds_left(now, undecoded)
         told, self._untold = self._untold, {}
         if self._forecast.is_new:
             told |= dict.fromkeys(left)
-        return [(run, StepDone(run.steps_done, run.steps_total, left.get(run, 0.0) + decodes)) for run in told]
+        return [(run, StepDone(run.steps_done, run.steps_total, left.get(run))) for run in told]
 
     def last(self, run: LiveRun) -> list[StepDone]:
         """Of a run that ends now: how far it came, unless that was told."""

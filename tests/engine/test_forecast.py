@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
+import torch
 
 from safelight.engine.costs import Costs
+from safelight.engine.engine import Engine
+from safelight.engine.events import AssignmentDone, Pixels, StepDone
 from safelight.engine.forecast import FRESH_SECONDS, Forecast, play_forward
 from safelight.engine.scheduler import Scheduler
 from safelight.engine.tasks import ImageTask
+from safelight.runs import RunParams
+from safelight.testing import FakeModel
 
+from .drawing import assign
 from .test_scheduler import LARGE, SMALL, make_task, scheduler_of
 
 
@@ -92,3 +98,58 @@ def test_a_forecast_is_told_on_and_made_anew_when_images_come() -> None:
     scheduler.admit(second)
     assert set(forecast.seconds_left(later)) == {first.run, second.run}
     assert forecast.is_new
+
+
+def test_pictures_that_wait_for_the_decoder_come_before_what_is_drawn() -> None:
+    costs, drawn, waiting = costs_of(), make_task("a"), make_task("b")
+    left = play_forward(scheduler_of(drawn, costs=costs), costs, [waiting])
+    assert left == {waiting.run: pytest.approx(0.5), drawn.run: pytest.approx(0.5 + 5.5)}
+
+
+def test_every_announcement_of_known_work_comes_true() -> None:
+    clock = Clock(now=0.0)
+    engine = Engine(now=clock)
+    engine.load("fake@1", Timely(clock))
+    short = RunParams(prompt="a cat", height=64, width=64, num_inference_steps=20, guidance_scale=1.0)
+    for number in range(2):
+        # The second time what a step and a decode take is known.
+        for run_id, num_steps in (("short", 20), ("long", 60)):
+            engine.submit(assign(f"{run_id}{number}", replace(short, num_inference_steps=num_steps)))
+        told: list[tuple[str, float, float]] = []
+        ended: dict[str, float] = {}
+        while engine.has_work:
+            for run_id, event in engine.step():
+                if isinstance(event, StepDone):
+                    assert event.eta_seconds is not None
+                    told.append((run_id, clock.now, event.eta_seconds))
+                elif isinstance(event, AssignmentDone):
+                    ended[run_id] = clock.now
+    assert len(told) == 20 + 60
+    for run_id, at, seconds in told:
+        assert seconds == pytest.approx(ended[run_id] - at, abs=0.02), (run_id, at)
+
+
+@dataclass
+class Clock:
+    now: float
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Timely(FakeModel):
+    """A step takes 0.01 s by the clock, a decode 0.4."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def predict(
+        self, x: torch.Tensor, sigma: torch.Tensor, timestep: torch.Tensor, conditioning: torch.Tensor
+    ) -> torch.Tensor:
+        self._clock.now += 0.01
+        return super().predict(x, sigma, timestep, conditioning)
+
+    def decode(self, latent: torch.Tensor, height: int, width: int) -> Pixels:
+        self._clock.now += 0.4
+        return super().decode(latent, height, width)
