@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import time
 from collections import defaultdict
@@ -15,6 +14,7 @@ from pathlib import Path
 from safelight.config import WorkerSettings
 from safelight.engine.host import EngineHost
 from safelight.errors import LostClaim, SafelightError, TryLater
+from safelight.garbage import collect_from_here
 from safelight.runs import Claim, Outcome, Run, RunError, RunStatus
 from safelight.store import ANY_ATTEMPTS, ANY_PRIORITY, Store
 from safelight.tracing import OFF, Tracing
@@ -80,8 +80,7 @@ class Worker:
     async def run(self) -> None:
         """Work until `stop` was called and the running images are done or given back. Raises EngineHung."""
         await self._engine.start()
-        # What was imported stays for good: collections need not look through it, and come before much has gathered.
-        gc.freeze()
+        collect_from_here()
         await self._store.runs.requeue_lost(max_attempts=self._settings.max_attempts, worker_id=self._worker_id)
         pulse = asyncio.create_task(self._pulse_for_ever())
         claims = asyncio.create_task(self._claim_for_ever())
