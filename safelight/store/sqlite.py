@@ -34,7 +34,8 @@ def standing_in_line(file: Path, kind: int) -> Iterator[None]:
 
 
 def sync_log(connection: Connection) -> None:
-    """Have what `connection` committed unsynced survive power loss, where it is still in the write-ahead log.
+    """Have what `connection` committed unsynced survive power loss, where it is still in the write-ahead log. Never
+    raises: it was answered, and must not be done again.
 
     `is_synced` of its info tells how it commits; what it has synced before is noted there too.
     """
@@ -44,16 +45,23 @@ def sync_log(connection: Connection) -> None:
         return
     connection.info["num_synced"] = driver.total_changes
     try:
-        # SQLite holds no lock on this file, which closing it again would lose.
-        log_file = os.open(f"{connection.engine.url.database}-wal", os.O_RDONLY)
+        _sync_file(f"{connection.engine.url.database}-wal")
     except FileNotFoundError:
         return
-    try:
-        os.fsync(log_file)
     except OSError:
         # What failed may count as written now, and later commits would lie behind a hole: all of it goes into the
         # database itself instead, and the log begins anew.
         log.exception("the log of the database cannot be synced")
-        driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+        try:
+            driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+        except sqlite3.Error:
+            log.exception("the database cannot be synced")
+
+
+def _sync_file(path: str) -> None:
+    # SQLite holds no lock on its log, which closing it again would lose.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        os.close(log_file)
+        os.close(descriptor)

@@ -107,6 +107,31 @@ async def test_where_the_log_cannot_be_synced_its_content_goes_into_the_database
         assert alone.execute("SELECT status FROM runs WHERE id = ?", [run.id]).fetchall() == [("running",)]
 
 
+async def test_claims_that_cannot_be_synced_are_not_made_twice(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not HAS_SOUND_WAL:
+        pytest.skip("this SQLite has no log that is used")
+    usual = os.open
+
+    def open_few(path: str, *arguments: int, **more: int) -> int:
+        if str(path).endswith("-wal"):
+            raise OSError(errno.EMFILE, "too many open files")
+        return usual(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", open_few)
+    for _ in range(4):
+        await submit(store)
+    with store._database._turn(fcntl.LOCK_EX):
+        asked = [asyncio.ensure_future(claim_one(store)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+    claims = await asyncio.gather(*asked)
+    await submit(store)
+    assert "cannot be synced" in caplog.text
+    assert len({claim.run.id for claim in claims}) == 2
+    assert (await store.runs.backlog()).num_queued == 4 - 2 + 1
+
+
 @pytest.mark.parametrize("has_log", [True, False])
 async def test_without_a_log_nothing_is_committed_unsynced(
     data: Path, monkeypatch: pytest.MonkeyPatch, *, has_log: bool
