@@ -28,8 +28,8 @@ from safelight.store.images import (
     is_path,
     no_such_image,
     path_of,
+    small_name,
     stored_image,
-    thumbnail_of,
 )
 
 log = logging.getLogger("safelight.store")
@@ -91,7 +91,7 @@ class ImageBucket:
     async def remove(self, paths: Iterable[str]) -> None:
         """What cannot be removed now is no longer named by a row, and is taken by a later sweep."""
         paths = list(paths)
-        await self._thumbnails.remove(map(_thumbnail_path, paths))
+        await self._thumbnails.remove(map(small_name, paths))
         try:
             await self._do(self._delete, paths)
         except TryLater:
@@ -99,7 +99,7 @@ class ImageBucket:
 
     async def sweep(self, known_paths: Collection[str], older_than_seconds: float = 3600.0, *, shelf: str) -> int:
         """Small versions whose picture was removed from another machine go too, uncounted."""
-        known_small = {_thumbnail_path(path) for path in known_paths}
+        known_small = {small_name(path) for path in known_paths}
         await self._thumbnails.sweep(known_small, older_than_seconds, shelf=shelf)
         found = await self._do(self._orphans, known_paths, older_than_seconds, shelf)
         await self._do(self._delete, [orphan.path for orphan in found])
@@ -217,10 +217,6 @@ def _connect(endpoint: str | None) -> Any:
         return Session().client("s3", endpoint_url=endpoint, config=config)
     except (BotoCoreError, ValueError) as error:
         raise ConfigError(f"the S3 client cannot be set up from the AWS environment: {error}") from error
-
-
-def _thumbnail_path(path: str) -> str:
-    return thumbnail_of(path, Path()).as_posix()
 
 
 def _code(error: ClientError) -> str:

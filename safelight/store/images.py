@@ -32,6 +32,9 @@ PREPARED_SECONDS = 600.0
 
 MAX_PREPARED = 1000
 
+SHELF_CHARS = 2
+"""Of a run's id: what begins alike lies on one shelf."""
+
 LONGEST_DRAWING_SECONDS = 86_400.0
 """For so long a folder may wait, empty, for the first picture of its run."""
 
@@ -123,7 +126,7 @@ class ImageFolder:
 
     async def remove(self, paths: Iterable[str]) -> None:
         """Folders that this empties go too."""
-        await asyncio.to_thread(self._remove, [Path(self._resolve(path)) for path in paths])
+        await asyncio.to_thread(self._remove, [_checked(path) for path in paths])
 
     async def sweep(self, known_paths: Collection[str], older_than_seconds: float = 3600.0, *, shelf: str) -> int:
         return await asyncio.to_thread(self._sweep, known_paths, older_than_seconds, shelf)
@@ -134,7 +137,9 @@ class ImageFolder:
         return await asyncio.to_thread(self._orphan_sizes, known_paths, older_than_seconds, shelf)
 
     async def shelves(self) -> list[str]:
-        return await asyncio.to_thread(lambda: sorted(shelf.name for shelf in self._folder.glob("??")))
+        return await asyncio.to_thread(
+            lambda: sorted(shelf.name for shelf in _entries(self._root) if len(shelf.name) == SHELF_CHARS)
+        )
 
     def _check(self) -> None:
         try:
@@ -143,9 +148,7 @@ class ImageFolder:
             raise ConfigError(f"the folder {self._folder} cannot be made: {error.strerror}") from error
 
     def _resolve(self, path: str) -> str:
-        if not is_path(path):
-            raise no_such_image()
-        return f"{self._root}/{path}"
+        return f"{self._root}/{_checked(path)}"
 
     def _write(self, path: str, content: Content) -> StoredImage:
         data = bytes_of(content)
@@ -190,47 +193,50 @@ class ImageFolder:
             sync_folder(self._folder.parent)
             self._lasting_shelves.add(shelf)
 
-    def _remove(self, files: list[Path]) -> None:
-        small = [] if self._thumbnails is None else [thumbnail_of(self._name(file), self._thumbnails) for file in files]
-        for file in (*files, *small):
-            file.unlink(missing_ok=True)
-        for folder in {file.parent for file in (*files, *small)}:
+    def _remove(self, paths: Collection[str]) -> None:
+        files = [f"{self._root}/{path}" for path in paths]
+        if self._thumbnails is not None:
+            files += [f"{self._thumbnails}/{small_name(path)}" for path in paths]
+        for file in files:
+            with suppress(FileNotFoundError):
+                os.unlink(file)
+        for folder in {os.path.dirname(file) for file in files}:
             with suppress(OSError):
-                folder.rmdir()
+                os.rmdir(folder)
 
     def _sweep(self, known_paths: Collection[str], older_than_seconds: float, shelf: str) -> int:
         orphans = self._orphans(known_paths, older_than_seconds, shelf)
-        self._remove(orphans)
+        self._remove([path for path, _ in orphans])
         full = {run_of(path) for path in known_paths}
         self._remove_empty(shelf, full, time.time() - older_than_seconds - LONGEST_DRAWING_SECONDS)
         return len(orphans)
 
     def _remove_empty(self, shelf: str, full: Collection[str], oldest_kept: float) -> None:
         """The folders that were prepared for pictures which never came. The `full` ones, nearly all, are not tried."""
-        for folder in self._folder.glob(f"{shelf}/*"):
+        for folder in _entries(f"{self._root}/{shelf}"):
             with suppress(OSError):
                 if folder.name not in full and folder.stat().st_mtime < oldest_kept:
-                    folder.rmdir()
-
-    def _orphans(self, known_paths: Collection[str], older_than_seconds: float, shelf: str) -> list[Path]:
-        oldest_kept = time.time() - older_than_seconds
-        return [file for file in self._old_files(shelf, oldest_kept) if self._name(file) not in known_paths]
+                    os.rmdir(folder.path)
 
     def _orphan_sizes(self, known_paths: Collection[str], older_than_seconds: float, shelf: str) -> list[int]:
-        sizes = []
-        for file in self._orphans(known_paths, older_than_seconds, shelf):
-            with suppress(FileNotFoundError):
-                sizes.append(file.stat().st_size)
-        return sizes
+        return [num_bytes for _, num_bytes in self._orphans(known_paths, older_than_seconds, shelf)]
 
-    def _old_files(self, shelf: str, oldest_kept: float) -> Iterator[Path]:
-        for file in self._folder.glob(f"{shelf}/*/*"):
-            with suppress(FileNotFoundError):
-                if file.stat().st_mtime < oldest_kept:
-                    yield file
+    def _orphans(self, known_paths: Collection[str], older_than_seconds: float, shelf: str) -> list[tuple[str, int]]:
+        """What no path names and is no longer young, with its bytes."""
+        oldest_kept, found = time.time() - older_than_seconds, []
+        for folder in _entries(f"{self._root}/{shelf}"):
+            for file in _entries(folder.path):
+                path = f"{shelf}/{folder.name}/{file.name}"
+                with suppress(FileNotFoundError):
+                    if path not in known_paths and file.stat().st_mtime < oldest_kept:
+                        found.append((path, file.stat().st_size))
+        return found
 
-    def _name(self, file: Path) -> str:
-        return file.relative_to(self._folder).as_posix()
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder; nothing where that is gone, or no folder."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as found:
+        yield from found
 
 
 def _read(file: str) -> bytes:
@@ -249,7 +255,12 @@ def sync_folder(folder: Path | str) -> None:
 
 def thumbnail_of(path: str, folder: Path) -> Path:
     """Where in `folder` the small version of the picture at `path` is, once somebody made one."""
-    return (folder / path).with_suffix(".webp")
+    return folder / small_name(path)
+
+
+def small_name(path: str) -> str:
+    """Under which name among the small versions that of the picture at `path` lies."""
+    return f"{path.rpartition('.')[0]}.webp"
 
 
 def path_of(run_id: str, index: int, fence: int, output_format: OutputFormat) -> str:
@@ -260,7 +271,7 @@ def path_of(run_id: str, index: int, fence: int, output_format: OutputFormat) ->
 
 def shelf_of(run_id: str) -> str:
     """The shelf that the pictures of a run lie on."""
-    return run_id[:2]
+    return run_id[:SHELF_CHARS]
 
 
 def run_of(path: str) -> str:
@@ -281,6 +292,12 @@ def stored_image(path: str, data: bytes) -> StoredImage:
 def is_path(path: str) -> bool:
     """Whether a picture can lie there, and nothing else."""
     return _PATH.fullmatch(path) is not None
+
+
+def _checked(path: str) -> str:
+    if not is_path(path):
+        raise no_such_image()
+    return path
 
 
 def no_such_image() -> NotFound:

@@ -164,14 +164,8 @@ async def test_the_sweep_tries_to_remove_no_folder_that_has_pictures(
     stored = await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")
     old = time.time() - 100_000.0
     os.utime(tmp_path / SHELF / RUN_ID, (old, old))
-    tried: list[Path] = []
-    rmdir = Path.rmdir
-
-    def note(folder: Path) -> None:
-        tried.append(folder)
-        rmdir(folder)
-
-    monkeypatch.setattr(Path, "rmdir", note)
+    tried: list[str] = []
+    monkeypatch.setattr(os, "rmdir", tried.append)
     await folder.sweep({stored.path}, 3600.0, shelf=RUN_ID[:2])
     assert tried == []
 
@@ -209,6 +203,9 @@ async def test_names_of_pictures_do_not_fill_the_table_of_interned_strings(
     await folder.prepare(RUN_ID)
     stored = await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")
     assert await folder.read(stored.path) == b"light"
+    assert await folder.sweep({stored.path}, -1.0, shelf=RUN_ID[:2]) == 0
+    assert await folder.orphans(frozenset(), -1.0, shelf=RUN_ID[:2]) == [5]
+    await folder.remove([stored.path])
     assert RUN_ID not in interned
 
 
