@@ -267,6 +267,8 @@ def _open_sqlite(url: URL) -> Engine:
         # An isolation level of None keeps the driver from opening transactions by itself.
         connect_args={"isolation_level": None, "timeout": BUSY_SECONDS},
         pool_size=NUM_READERS + 1,
+        # The one that was used last has its statements and pages at hand; by turns, each would find another's writes.
+        pool_use_lifo=True,
         # Statements with their values would carry prompts into logs.
         hide_parameters=True,
     )

@@ -8,6 +8,7 @@ import fcntl
 import os
 import shutil
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -329,3 +330,19 @@ def _take_turn(data: Path) -> IO[bytes]:
     held = (data / "safelight.db-turns").open("rb")
     fcntl.flock(held, fcntl.LOCK_EX)
     return held
+
+
+async def test_one_thing_after_the_other_is_done_over_the_same_connections(store: Store) -> None:
+    def name(connection: Connection) -> int:
+        return id(connection.connection.driver_connection)
+
+    # All of them are opened by what is done at once.
+    await asyncio.gather(*(store._database.read(_slow_name) for _ in range(3)), store._database.write(_slow_name))
+    used = [await run(name) for run in (store._database.write, store._database.read) * 4]
+    # A write is answered before its connection is back.
+    assert len(set(used)) <= 2
+
+
+def _slow_name(connection: Connection) -> None:
+    connection.exec_driver_sql("SELECT 1").scalar()
+    time.sleep(0.05)
