@@ -10,6 +10,7 @@ import argparse
 import json
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
@@ -21,6 +22,9 @@ from benchmarks.machine import publish
 from benchmarks.servers import Target, peer, safelight, wait_until_compiled
 
 REQUEST: dict[str, object] = {"prompt": "a red circle", "num_inference_steps": 20, "seed": 1, "sampler": "euler"}
+
+FEW_STEPS, MANY_STEPS = 4, 20
+"""What is added to a request grows with its steps by what the engine does between two of them."""
 
 WARM = 3
 """Requests that are not counted."""
@@ -50,11 +54,24 @@ def ask(connection: HTTPConnection, target: Target, request: dict[str, object]) 
     return fate(request, answer.status, content, latency=time.perf_counter() - began)
 
 
-def added_by(target: Target, count: int) -> list[float]:
-    """What came on top of each run's own run_time_ms, one request after the other. Milliseconds."""
+def added_by(target: Target, count: int) -> dict[int, list[float]]:
+    """What came on top of each run's own run_time_ms, by its steps, which take turns. Milliseconds."""
+    added: dict[int, list[float]] = {FEW_STEPS: [], MANY_STEPS: []}
     with closing(connect(target)) as connection:
-        answers = [ask(connection, target, REQUEST) for _ in range(WARM + count)]
-    return [1000 * answer.latency_seconds - answer.run_time_ms for answer in answers[WARM:]]
+        for number in range(WARM + count):
+            for num_steps, values in added.items():
+                answer = ask(connection, target, {**REQUEST, "num_inference_steps": num_steps})
+                if number >= WARM:
+                    values.append(1000 * answer.latency_seconds - answer.run_time_ms)
+    return added
+
+
+def split(added: Mapping[int, Sequence[float]]) -> tuple[list[float], list[float]]:
+    """Of each pair of requests: what door, store and PNG add, and what the engine does between two steps, by the line
+    through both."""
+    pairs = list(zip(added[FEW_STEPS], added[MANY_STEPS], strict=True))
+    between = [(many - few) / (MANY_STEPS - FEW_STEPS) for few, many in pairs]
+    return [few - FEW_STEPS * step for (few, _), step in zip(pairs, between, strict=True)], between
 
 
 def alternate(ours: Target, bare: Target, count: int) -> tuple[list[float], list[float]]:
@@ -92,7 +109,13 @@ def main() -> None:
             table.add_row(name, median_and_spread(values), f"{quantile_of(values, 0.95):.3g}")
         ratios = [one / other for one, other in zip(latencies, bare_seconds, strict=True)]
         table.add_row("latency / bare pipeline", median_and_spread(ratios), f"{quantile_of(ratios, 0.95):.3g}")
-        table.add_row("door + store + PNG, ms", median_and_spread(added), f"{quantile_of(added, 0.95):.3g}")
+        door, between = split(added)
+        for name, values in (
+            *((f"added to run_time_ms, {num_steps} steps, ms", values) for num_steps, values in added.items()),
+            ("of that between two steps of the engine, ms", between),
+            ("of that door + store + PNG, ms", door),
+        ):
+            table.add_row(name, median_and_spread(values), f"{quantile_of(values, 0.95):.3g}")
         table.add_row("memory of the API process, MiB", f"{api_memory_mib(ours):.0f}", "")
     publish("door", table)
 

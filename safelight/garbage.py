@@ -1,7 +1,9 @@
-"""When the processes of a server collect garbage."""
+"""When the processes of a server collect garbage, and what they give back to the system."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 
 
@@ -10,3 +12,9 @@ def collect_from_here() -> None:
     put off, need not look through it, and come before much has gathered."""
     gc.freeze()
     gc.enable()
+
+
+def give_memory_back() -> None:
+    """To the system, what was let go of: glibc's allocator would keep it for this process. Others are left alone."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 from safelight.config import StoreSettings, WorkerSettings
 from safelight.errors import SafelightError
+from safelight.garbage import give_memory_back
 from safelight.store import Store
 from safelight.store.retention import Expiry
 
@@ -42,7 +43,7 @@ class Janitor:
         """Tidy up until cancelled."""
         requeue_seconds = self._worker_settings.lease_seconds / 4
         await asyncio.gather(
-            _every(requeue_seconds, self.requeue), _every(self._settings.prune_interval_seconds, self.prune)
+            _every(requeue_seconds, self.requeue), _every(self._settings.prune_interval_seconds, self._tidy_up)
         )
 
     async def run_beside_worker(self) -> None:
@@ -56,6 +57,11 @@ class Janitor:
             log.info("deadline missed", extra={"run_id": run.id})
         for run in await self._store.runs.requeue_lost(max_attempts=self._worker_settings.max_attempts):
             log.warning("lease ran out", extra={"run_id": run.id, "status": run.status, "attempts": run.num_attempts})
+
+    async def _tidy_up(self) -> None:
+        await self.prune()
+        # What a round has read of a large store leaves holes behind, and so do hours of requests.
+        give_memory_back()
 
     async def prune(self) -> Pruned:
         """Remove what has expired by age, images over the budget, and files that no run names or needs."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import logging
 import time
@@ -26,6 +25,7 @@ from safelight.engine.models.placing import move_model, num_bytes_of
 from safelight.engine.residency import Failures, Move, Place, Residency
 from safelight.engine.tasks import ModelSpec
 from safelight.errors import ModelError
+from safelight.garbage import give_memory_back
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ class Residents:
                 move = Move(move.key, Place.NOWHERE)
         if move.to is Place.NOWHERE:
             del self._models[move.key]
-            await asyncio.to_thread(_give_memory_back)
+            await asyncio.to_thread(_give_weights_back)
         self._residency.carried_out(move)
         log.info("model moved out", extra={"model": move.key, "to": move.to.value})
         reason = KEPT_IN_HOST_MEMORY if move.to is Place.HOST else ""
@@ -279,10 +279,9 @@ def _reason(spec: ModelSpec, error: Exception) -> str:
     return f"the model in {spec.folder} cannot be loaded ({type(error).__name__}: {error})"
 
 
-def _give_memory_back() -> None:
+def _give_weights_back() -> None:
     """To the system, what dropped weights have left: the allocators would keep it for ever."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    give_memory_back()

@@ -12,7 +12,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
-from sqlalchemy.sql.dml import ReturningUpdate
 
 from safelight.errors import LostClaim
 from safelight.metrics import EngineFigures
@@ -31,6 +30,8 @@ from safelight.runs import (
 from safelight.store import deliveries, events, measures
 from safelight.store.database import now
 from safelight.store.events import Fact
+from safelight.store.late import add_hint
+from safelight.store.prepared import Prepared
 from safelight.store.rows import run_from, to_json
 from safelight.store.schema import IS_QUEUED, IS_RUNNING, images, placements, runs
 
@@ -47,7 +48,7 @@ AS_KNOWN = sa.and_(
 """The run still is as the writer knows it. Nothing is written to a run that has moved on."""
 
 IS_THIS = runs.c.id == sa.bindparam("this_id")
-WITH_IMAGES = (
+WITH_IMAGES = Prepared(
     sa.select(runs, *(column for column in images.c if column is not images.c.run_id))
     .outerjoin(images, images.c.run_id == runs.c.id)
     .where(IS_THIS)
@@ -60,7 +61,7 @@ MORE_EVENTS = {runs.c.num_events: runs.c.num_events + sa.bindparam("num_new_even
 WRITTEN = (*runs.c, now().label("written_at"))
 
 
-def _claim_by(*order: sa.ColumnElement[Any], limit: int) -> ReturningUpdate[Any]:
+def _claim_by(*order: sa.ColumnElement[Any], limit: int) -> Prepared:
     # The limit is part of the text: SQLite plans a statement anew each time a LIMIT of it is bound.
     # A table of its own, since PostgreSQL may carry out a subquery several times and lock other runs each time.
     first = (
@@ -81,11 +82,11 @@ def _claim_by(*order: sa.ColumnElement[Any], limit: int) -> ReturningUpdate[Any]
     }
     is_first = runs.c.number.in_(sa.select(first.c.number))
     is_fresh = runs.c.num_attempts < sa.bindparam("attempts_below")
-    return sa.update(runs).where(is_first, is_fresh).values(figures).returning(*WRITTEN)
+    return Prepared(sa.update(runs).where(is_first, is_fresh).values(figures).returning(*WRITTEN))
 
 
 @functools.lru_cache(maxsize=64)
-def _claim(num_keys: int, limit: int) -> ReturningUpdate[Any]:
+def _claim(num_keys: int, limit: int) -> Prepared:
     """Of one priority the oldest; those of so many keys after all others, key by key. Where there are such keys, this
     sorts the whole queue instead of following an index: it is as long as the door allows, and no longer."""
     if num_keys == 0:
@@ -95,15 +96,17 @@ def _claim(num_keys: int, limit: int) -> ReturningUpdate[Any]:
     return _claim_by(sa.case(*places, else_=0), limit=limit)
 
 
-REPORT = sa.update(runs).where(AS_KNOWN).returning(runs.c.is_cancel_requested)
-REPORT_AND_RENEW = REPORT.values(lease_ends_at=LEASE_END)
-HEAR_WORKER = sa.update(placements).where(placements.c.worker_id == sa.bindparam("this_worker")).values(heard_at=now())
+IS_KNOWN = sa.update(runs).where(AS_KNOWN).returning(runs.c.is_cancel_requested)
+REPORT = Prepared(IS_KNOWN)
+REPORT_AND_RENEW = Prepared(IS_KNOWN.values(lease_ends_at=LEASE_END))
+IS_WORKER = placements.c.worker_id == sa.bindparam("this_worker")
+HEAR_WORKER = Prepared(sa.update(placements).where(IS_WORKER).values(heard_at=now()))
 ADD_EVENT = sa.update(runs).where(AS_KNOWN).values(ONE_MORE_EVENT).returning(*WRITTEN)
 # As text, since columns lose their tables' names where a statement returns them.
 HAS_ENDPOINTS = sa.literal_column(
     "EXISTS (SELECT 1 FROM webhook_endpoints WHERE webhook_endpoints.project = runs.project)", sa.Boolean
 )
-END = (
+END = Prepared(
     sa.update(runs)
     .where(AS_KNOWN)
     .values({runs.c.lease_ends_at: None, runs.c.eta_seconds: None, runs.c.ended_at: now(), **MORE_EVENTS})
@@ -130,7 +133,7 @@ LOST = (
 )
 OVERDUE = sa.select(runs).where(IS_QUEUED, runs.c.deadline_at < now()).limit(MAX_REQUEUED).with_for_update()
 IS_CANCEL_REQUESTED = sa.select(runs.c.is_cancel_requested).where(AS_KNOWN).with_for_update()
-ADD_IMAGES = sa.insert(images)
+ADD_IMAGES = Prepared(sa.insert(images))
 IMAGES_OF = (
     sa.select(images)
     .where(images.c.run_id.in_(sa.bindparam("run_ids", expanding=True)))
@@ -155,10 +158,11 @@ def claim(
         "rank_below": -above_priority,
     }
     wanted |= {f"key_{place}": key_id for place, key_id in enumerate(crowded)}
-    claimed = connection.execute(_claim(len(crowded), limit), wanted).all()
+    claimed = _claim(len(crowded), limit).execute(connection, wanted).all()
     claimed = sorted(claimed, key=lambda row: (row.created_at, row.number))
     for row in claimed:
         events.append(connection, row, Fact(RunEventKind.STARTED), at=row.written_at)
+        add_hint(connection, topic_of(row.id))
     drawn = images_of(connection, [row.id for row in claimed if row.fence > 1])
     return [Claim(run_from(row, drawn.get(row.id, ())), worker_id, row.fence) for row in claimed]
 
@@ -181,15 +185,16 @@ def pulse(
             "eta_seconds": report.eta_seconds,
         }
         if renew:
-            held = connection.execute(REPORT_AND_RENEW, {**columns, "lease_seconds": lease_seconds}).first()
+            held = REPORT_AND_RENEW.execute(connection, {**columns, "lease_seconds": lease_seconds}).first()
         else:
-            held = connection.execute(REPORT, columns).first()
+            held = REPORT.execute(connection, columns).first()
         if held is None:
             lost.add(report.run_id)
         elif held.is_cancel_requested:
             cancel_requested.add(report.run_id)
+        add_hint(connection, topic_of(report.run_id))
     if renew:
-        connection.execute(HEAR_WORKER, {"this_worker": worker_id})
+        HEAR_WORKER.execute(connection, {"this_worker": worker_id})
     if figures is not None:
         measures.hear(connection, worker_id, figures)
     return Pulse(frozenset(cancel_requested), frozenset(lost))
@@ -200,12 +205,12 @@ def add_image(connection: Connection, claim: Claim, image: ImageRecord) -> None:
     row = connection.execute(ADD_EVENT, _as_claimed(claim)).first()
     if row is None:
         raise _lost(claim)
-    connection.execute(ADD_IMAGES, [_image_columns(claim.run.id, image)])
+    ADD_IMAGES.execute_each(connection, [_image_columns(claim.run.id, image)])
     events.append(connection, row, Fact(RunEventKind.IMAGE, image_index=image.index), at=row.written_at)
+    add_hint(connection, topic_of(row.id))
 
 
-def finish(connection: Connection, claim: Claim, outcome: Outcome) -> int:
-    """How many webhooks are to be told."""
+def finish(connection: Connection, claim: Claim, outcome: Outcome) -> None:
     columns: dict[str, object] = {
         "run_time_ms": outcome.run_time_ms,
         "device_ms": outcome.device_ms,
@@ -215,10 +220,8 @@ def finish(connection: Connection, claim: Claim, outcome: Outcome) -> int:
     if outcome.progress is not None:
         columns |= {"steps_done": outcome.progress.steps_done, "steps_total": outcome.progress.steps_total}
     known = _as_claimed(claim)
-    ended = _end(connection, known, outcome.status, error=outcome.error, new_images=outcome.images, **columns)
-    if ended is None:
+    if not _end(connection, known, outcome.status, error=outcome.error, new_images=outcome.images, **columns):
         raise _lost(claim)
-    return ended
 
 
 def release(connection: Connection, claim: Claim) -> Run:
@@ -226,7 +229,7 @@ def release(connection: Connection, claim: Claim) -> Run:
     if held is None:
         raise _lost(claim)
     if held.is_cancel_requested:
-        is_written = _end(connection, _as_claimed(claim), RunStatus.CANCELLED) is not None
+        is_written = _end(connection, _as_claimed(claim), RunStatus.CANCELLED)
     else:
         is_written = _queue_again(connection, _as_claimed(claim), num_forgiven=1)
     return _written(connection, claim.run.id, is_written)
@@ -240,25 +243,35 @@ def requeue_lost(connection: Connection, *, max_attempts: int, worker_id: str | 
 def end_overdue(connection: Connection) -> list[Run]:
     ended = []
     for row in connection.execute(OVERDUE).all():
-        is_written = _end(connection, _as_queued(row), RunStatus.FAILED, error=DEADLINE_MISSED) is not None
+        is_written = _end(connection, _as_queued(row), RunStatus.FAILED, error=DEADLINE_MISSED)
         ended.append(_written(connection, row.id, is_written))
     return ended
 
 
 def cancel_queued(connection: Connection, row: sa.Row[Any]) -> Run:
     """End a queued run that was read in this transaction."""
-    return _written(connection, row.id, _end(connection, _as_queued(row), RunStatus.CANCELLED) is not None)
+    return _written(connection, row.id, _end(connection, _as_queued(row), RunStatus.CANCELLED))
 
 
 def find(connection: Connection, run_id: str) -> Run | None:
     """The run of that id with its finished pictures."""
-    rows = connection.execute(WITH_IMAGES, {"this_id": run_id}).all()
+    rows = WITH_IMAGES.execute(connection, {"this_id": run_id}).all()
     return run_from(rows[0], [row for row in rows if row.image_index is not None]) if rows else None
 
 
 def with_images(connection: Connection, row: sa.Row[Any]) -> Run:
     """The run of `row` with its finished pictures."""
     return run_from(row, images_of(connection, [row.id]).get(row.id, ()))
+
+
+def topic_of(run_id: str) -> str:
+    """Of the hints that anything about a run has changed."""
+    return f"run:{run_id}"
+
+
+def add_end_hint(connection: Connection, run_id: str) -> None:
+    """Hint that a run has ended: to those who follow it, and to those who wait for nothing else."""
+    add_hint(connection, topic_of(run_id), f"end:{run_id}")
 
 
 def images_of(connection: Connection, run_ids: Sequence[str]) -> Mapping[str, Sequence[sa.Row[Any]]]:
@@ -274,10 +287,10 @@ def _take_back(connection: Connection, lost: sa.Row[Any], *, max_attempts: int) 
     """End a run whose worker is gone, or queue it again where another worker may do better."""
     known = _as_known(lost.id, lost.fence, RunStatus.RUNNING)
     if lost.is_cancel_requested:
-        is_written = _end(connection, known, RunStatus.CANCELLED) is not None
+        is_written = _end(connection, known, RunStatus.CANCELLED)
     elif lost.num_attempts >= max_attempts:
         message = f"{lost.num_attempts} workers stopped answering while they had this run; see their logs"
-        is_written = _end(connection, known, RunStatus.FAILED, error=RunError("worker_lost", message)) is not None
+        is_written = _end(connection, known, RunStatus.FAILED, error=RunError("worker_lost", message))
     else:
         is_written = _queue_again(connection, known, num_forgiven=0)
     return _written(connection, lost.id, is_written)
@@ -298,26 +311,28 @@ def _end(
     error: RunError | None = None,
     new_images: Sequence[ImageRecord] = (),
     **columns: object,
-) -> int | None:
-    """The one way to an end: status, last pictures, events and deliveries. How many deliveries; None when the run is no
-    longer as known."""
+) -> bool:
+    """The one way to an end: status, last pictures, events and deliveries. False when the run is no longer as known."""
     facts = [Fact(RunEventKind.IMAGE, image_index=image.index) for image in new_images]
     facts.append(Fact(RunEventKind(status.value), error=error))
     if error is not None:
         columns |= {"error_code": error.code, "error_message": error.message}
-    row = connection.execute(END, {**known, "status": status, "num_new_events": len(facts), **columns}).first()
+    row = END.execute(connection, {**known, "status": status, "num_new_events": len(facts), **columns}).first()
     if row is None:
-        return None
+        return False
     if new_images:
-        connection.execute(ADD_IMAGES, [_image_columns(row.id, image) for image in new_images])
+        ADD_IMAGES.execute_each(connection, [_image_columns(row.id, image) for image in new_images])
     events.append(connection, row, *facts, at=row.ended_at)
-    return deliveries.add(connection, row)
+    deliveries.add(connection, row)
+    add_end_hint(connection, row.id)
+    return True
 
 
 def _queue_again(connection: Connection, known: Mapping[str, object], *, num_forgiven: int) -> bool:
     row = connection.execute(QUEUE_AGAIN, {**known, "num_forgiven": num_forgiven}).first()
     if row is not None:
         events.append(connection, row, Fact(RunEventKind.REQUEUED), at=row.written_at)
+        add_hint(connection, "queue", topic_of(row.id))
     return row is not None
 
 

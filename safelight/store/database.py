@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
@@ -29,7 +29,7 @@ from safelight.store.file_systems import refuse_network_file_system
 from safelight.store.hint_channel import HintChannel
 from safelight.store.hint_sockets import HintSockets
 from safelight.store.notifications import Wire
-from safelight.store.sqlite import HAS_SOUND_WAL, sqlite3, standing_in_line, sync_log
+from safelight.store.sqlite import HAS_SOUND_WAL, carry_out, sqlite3, standing_in_line, sync_log
 from safelight.store.writer import CommitInDoubt, Write, Writer, WriterClosed
 
 P = ParamSpec("P")
@@ -130,16 +130,17 @@ def _prompt_on_postgresql(element: prompt_in, compiler: SQLCompiler, **kwargs: A
 class Database:
     """Runs transactions off the event loop: writes in arrival order and committed together, reads beside them."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, hint: Callable[[Sequence[str]], None]) -> None:
+        """`hint` is called on a thread, with the topics of what was committed."""
         self._engine = engine
         self._turns = _turns_of(engine)
         # A transaction that reads sees one moment only, as on SQLite.
         self._reading = engine if _is_sqlite(engine) else engine.execution_options(isolation_level="REPEATABLE READ")
         self._writer = Writer(
             engine.execution_options(is_writing=True),
-            engine.execution_options(is_writing=True, is_unsynced=True),
             partial(self._turn, fcntl.LOCK_EX),
             sync=sync_log if _is_sqlite(engine) else lambda connection: None,
+            hint=hint,
             is_passing=_is_passing,
         )
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="store-read")
@@ -319,17 +320,16 @@ def _prepare_sqlite(connection: DBAPIConnection, record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    options = connection.get_execution_options()
-    if not options.get("is_writing", False):
-        connection.exec_driver_sql("BEGIN")
+    if not connection.get_execution_options().get("is_writing", False):
+        carry_out(connection, "BEGIN")
         return
     # Another journal than a write-ahead log may be damaged for good where it is not synced in time.
-    is_synced = not (options.get("is_unsynced", False) and HAS_SOUND_WAL)
+    is_synced = not (connection.info.get("is_unsynced", False) and HAS_SOUND_WAL)
     if connection.info.get("is_synced", True) != is_synced:
-        connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if is_synced else 'NORMAL'}")
+        carry_out(connection, f"PRAGMA synchronous={'FULL' if is_synced else 'NORMAL'}")
         connection.info["is_synced"] = is_synced
     # A write that starts as a read can fail half-way with "locked" and no wait helps; so writes lock at once.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    carry_out(connection, "BEGIN IMMEDIATE")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from safelight.runs import Delivery, DeliveryAttempt, DeliveryStatus, EndpointSt
 from safelight.store import endpoints
 from safelight.store.database import Database, now
 from safelight.store.hosts import host_of
-from safelight.store.notifications import Notifications
+from safelight.store.late import add_hint
 from safelight.store.rows import delivery_from
 from safelight.store.schema import IS_PENDING, attempts, deliveries, runs
 
@@ -35,9 +35,8 @@ DUE_AGAIN: Mapping[str, Any] = {
 class Deliveries:
     """The deliveries of all projects."""
 
-    def __init__(self, database: Database, notifications: Notifications) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._notifications = notifications
 
     async def claim_due(
         self, *, limit: int, lease_seconds: float, without_hosts: Collection[str] = ()
@@ -51,7 +50,6 @@ class Deliveries:
         ended. One transaction."""
         if claimed:
             await self._database.write(_release, claimed)
-            self._notifications.publish("deliveries")
 
     async def record(
         self,
@@ -108,9 +106,7 @@ class Deliveries:
 
         Raises NotFound; Conflict when what it would send is gone, or its endpoint is disabled.
         """
-        delivery = await self._database.write(_resend, delivery_id, project)
-        self._notifications.publish("deliveries")
-        return delivery
+        return await self._database.write(_resend, delivery_id, project)
 
     async def resend_since(
         self, endpoint_id: str, since: float, *, project: str | None = None, include_delivered: bool = False
@@ -119,9 +115,7 @@ class Deliveries:
 
         What can no longer be sent is left out. Raises NotFound, Conflict when the endpoint is disabled.
         """
-        num_due = await self._database.write(_resend_since, endpoint_id, since, project, include_delivered)
-        self._notifications.publish("deliveries")
-        return num_due
+        return await self._database.write(_resend_since, endpoint_id, since, project, include_delivered)
 
     async def seconds_to_next(self, *, without_hosts: Collection[str] = ()) -> float | None:
         """How long until a delivery is due (0 when one is), None when none is pending. One transaction."""
@@ -135,9 +129,9 @@ class _Schedule:
     disable_after_seconds: float | None
 
 
-def add(connection: Connection, run: sa.Row[Any]) -> int:
+def add(connection: Connection, run: sa.Row[Any]) -> None:
     """Deliveries, due now, for the run of a row that has just ended: to its own URL, and to each endpoint that wants
-    it. How many those are.
+    it.
 
     `has_endpoints` of that row tells whether its project has any.
     Their event id can be told from the run's. One to a disabled endpoint has failed already, and can be resent later.
@@ -150,7 +144,7 @@ def add(connection: Connection, run: sa.Row[Any]) -> int:
         new.append(columns)
     if new:
         connection.execute(sa.insert(deliveries), new)
-    return len(new)
+        add_hint(connection, "deliveries")
 
 
 def end_with_run(connection: Connection, run_ids: Sequence[str]) -> None:
@@ -206,6 +200,7 @@ def _release(connection: Connection, claimed: Sequence[Delivery]) -> None:
         # The end of the lease tells this claim from a later one.
         is_held = sa.and_(deliveries.c.id == delivery.id, deliveries.c.next_attempt_at == delivery.next_attempt_at)
         connection.execute(sa.update(deliveries).where(is_held, IS_PENDING).values(next_attempt_at=now()))
+    add_hint(connection, "deliveries")
 
 
 def _record(
@@ -274,6 +269,7 @@ def _resend(connection: Connection, delivery_id: str, project: str | None) -> De
         row = _change(connection, deliveries.c.id == row.id, address)
     if connection.execute(sa.select(runs.c.id).where(runs.c.id == row.run_id, CAN_BE_TOLD)).first() is None:
         raise Conflict("the run or its images are gone, so there is nothing to send", run_id=row.run_id)
+    add_hint(connection, "deliveries")
     return _with_attempts(connection, [row])[0]
 
 
@@ -281,6 +277,7 @@ def _resend_since(
     connection: Connection, endpoint_id: str, since: float, project: str | None, include_delivered: bool
 ) -> int:
     address = endpoints.address_of(connection, endpoint_id, project)
+    add_hint(connection, "deliveries")
     wanted = [DeliveryStatus.FAILED, *([DeliveryStatus.DELIVERED] if include_delivered else [])]
     is_wanted = sa.and_(
         deliveries.c.endpoint_id == endpoint_id,

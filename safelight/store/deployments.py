@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from safelight.deployments import DREAMBOOTH_ALIAS, Deployment, DeploymentStatus, check_name
 from safelight.errors import NotFound
 from safelight.store.database import Database, now
-from safelight.store.notifications import Notifications
+from safelight.store.late import add_hint
 from safelight.store.rows import deployment_from, to_json
 from safelight.store.schema import IS_DEPLOYED, deployments, placements, workers
 
@@ -45,16 +45,13 @@ MOST_ALIVE_FIRST = (DeploymentStatus.ACTIVE, DeploymentStatus.STARTING, Deployme
 class DeploymentTable:
     """What is served under which name. A version never changes, and stays for the runs that name it."""
 
-    def __init__(self, database: Database, notifications: Notifications) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._notifications = notifications
 
     async def deploy(self, deployment: Deployment) -> Deployment:
         """Serve this under its name from now on, as the next version. Raises InvalidFields. One transaction."""
         check_name(deployment.name)
-        deployed = await self._database.write(_deploy, deployment)
-        self._notifications.publish("deployments")
-        return deployed
+        return await self._database.write(_deploy, deployment)
 
     async def get(self, name: str, version: int | None = None) -> Deployment:
         """What is deployed under a name, or any version there ever was. Raises NotFound. One transaction."""
@@ -74,14 +71,11 @@ class DeploymentTable:
 
     async def activate(self, name: str, version: int) -> Deployment:
         """Serve an earlier version again, as it was. Raises NotFound. One transaction."""
-        activated = await self._database.write(_activate, name, version)
-        self._notifications.publish("deployments")
-        return activated
+        return await self._database.write(_activate, name, version)
 
     async def undeploy(self, name: str) -> None:
         """Serve nothing under a name any more; what is queued is still drawn. Raises NotFound. One transaction."""
         await self._database.write(_undeploy, name)
-        self._notifications.publish("deployments")
 
     async def record_placement(
         self,
@@ -132,6 +126,7 @@ def _deploy(connection: Connection, deployment: Deployment) -> Deployment:
         )
         .returning(*deployments.c)
     ).one()
+    add_hint(connection, "deployments")
     return deployment_from(row)
 
 
@@ -171,6 +166,7 @@ def _activate(connection: Connection, name: str, version: int) -> Deployment:
     row = connection.execute(wanted.returning(*deployments.c)).first()
     if row is None:
         raise _not_found(name)
+    add_hint(connection, "deployments")
     return _with_status(row, _placements(connection))
 
 
@@ -178,6 +174,7 @@ def _undeploy(connection: Connection, name: str) -> None:
     current = sa.update(deployments).where(deployments.c.name == name, IS_DEPLOYED)
     if connection.execute(current.values(undeployed_at=now())).rowcount == 0:
         raise _not_found(name)
+    add_hint(connection, "deployments")
 
 
 def _record_placement(

@@ -11,10 +11,11 @@ from sqlalchemy.engine import Connection
 from safelight.runs import RunError, RunEvent, RunEventKind
 from safelight.store.database import Database
 from safelight.store.late import add_late
+from safelight.store.prepared import Prepared
 from safelight.store.rows import event_from
 from safelight.store.schema import events
 
-INSERT = sa.insert(events)
+INSERT = Prepared(sa.insert(events))
 
 
 class Events:

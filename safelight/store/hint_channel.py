@@ -53,7 +53,9 @@ class HintChannel:
         self._thread.start()
 
     def send(self, topics: Sequence[str]) -> None:
-        """Leave it to the thread."""
+        """Leave it to the thread, as long as there is one."""
+        if self._is_closing:
+            return
         for first in range(0, len(topics), MAX_TOPICS):
             self._unsent.put("\n".join(topics[first : first + MAX_TOPICS]))
         self._wake()

@@ -31,6 +31,7 @@ class HintSockets:
         self._folder = data / "hints"
         self._data = data
         self._socket: socket.socket | None = None
+        self._event_loop: asyncio.AbstractEventLoop | None = None
         self._address: Path | None = None
 
     def open(self, receive: Callable[[Sequence[str]], None]) -> None:
@@ -47,15 +48,17 @@ class HintSockets:
                 ear.close()
                 continue
             self._folder, self._address, self._socket = folder, address, ear
-            asyncio.get_running_loop().add_reader(ear.fileno(), self._hear, ear, receive)
+            self._event_loop = asyncio.get_running_loop()
+            self._event_loop.add_reader(ear.fileno(), self._hear, ear, receive)
             return
 
     def send(self, topics: Sequence[str]) -> None:
         """Tell every ear in the folder."""
-        if self._address is None:
+        own = self._address
+        if own is None:
             return
         try:
-            others = [entry.path for entry in os.scandir(self._folder) if entry.name != self._address.name]
+            others = [entry.path for entry in os.scandir(self._folder) if entry.name != own.name]
         except OSError:
             return
         for first in range(0, len(topics), MAX_TOPICS):
@@ -77,14 +80,17 @@ class HintSockets:
                 receive(ear.recv(MAX_DATAGRAM_BYTES).decode(errors="replace").split("\n"))
 
     def _send(self, datagram: bytes, address: str, *, may_retry: bool = True) -> None:
-        if self._socket is None:
+        ear, loop = self._socket, self._event_loop
+        if ear is None or loop is None:
             return
         try:
-            self._socket.sendto(datagram, address)
+            ear.sendto(datagram, address)
         except BlockingIOError:
             if may_retry:
                 retry = partial(self._send, datagram, address, may_retry=False)
-                asyncio.get_running_loop().call_later(RETRY_SECONDS, retry)
+                # The loop may be gone when a process ends.
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(loop.call_later, RETRY_SECONDS, retry)
         except ConnectionRefusedError:
             # Its process died without closing.
             with suppress(OSError):

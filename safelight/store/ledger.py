@@ -16,6 +16,7 @@ from safelight.errors import Overloaded, RateLimited
 from safelight.keys import DAY_SECONDS, MINUTE_SECONDS, Allowance, Spending, Standing, Usage, seconds_to_room, standings
 from safelight.runs import NewRun
 from safelight.store.database import Database, now
+from safelight.store.prepared import Prepared
 from safelight.store.rows import allowance_from
 from safelight.store.schema import IS_EXACT, IS_QUEUED, IS_RUNNING, images, keys, runs, spent
 
@@ -29,10 +30,11 @@ SINCE = sa.bindparam("since", type_=sa.Double)
 
 # Statements are built once: building one costs more than SQLite takes to execute it.
 
-FAMILY = sa.select(keys.c.id, keys.c.allowance).where(
+OF_FAMILY = sa.select(keys.c.id, keys.c.allowance).where(
     keys.c.origin_id == sa.select(keys.c.origin_id).where(keys.c.id == sa.bindparam("key_id")).scalar_subquery()
 )
-LOCK_FAMILY = FAMILY.order_by(keys.c.id).with_for_update()
+FAMILY = Prepared(OF_FAMILY)
+LOCK_FAMILY = Prepared(OF_FAMILY.order_by(keys.c.id).with_for_update())
 USES = sa.union_all(
     sa.select(
         runs.c.created_at.label("at"),
@@ -129,8 +131,8 @@ class _Family:
     allowance: Allowance
 
 
-def _family(connection: Connection, query: sa.Select[Any], key_id: str) -> _Family:
-    rows = connection.execute(query, {"key_id": key_id}).all()
+def _family(connection: Connection, query: Prepared, key_id: str) -> _Family:
+    rows = query.execute(connection, {"key_id": key_id}).all()
     return _Family([row.id for row in rows], allowance_from(rows[0].allowance if rows else None))
 
 

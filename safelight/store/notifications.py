@@ -15,7 +15,7 @@ class Wire(Protocol):
         """Begin; call `receive` on the event loop with what the others send. Never raises."""
 
     def send(self, topics: Sequence[str]) -> None:
-        """Tell the others. Never raises, never blocks."""
+        """Tell the others, from any thread. Never raises, never blocks."""
 
     def close(self) -> None:
         """Send what is still here, then stop."""
@@ -45,7 +45,8 @@ class Listener:
 
 
 class Notifications:
-    """Who in this process waits for what, and a wire to the others. Use it on the event loop's thread."""
+    """Who in this process waits for what, and a wire to the others. Use it on the event loop's thread, but for
+    `tell`."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -57,6 +58,7 @@ class Notifications:
     def start(self) -> None:
         """Join the others. Where that cannot be, hints stay within the process and polling does the rest."""
         self._wire.open(self._wake_all)
+        self._event_loop = asyncio.get_running_loop()
         self._is_started = True
 
     def publish(self, *topics: str) -> None:
@@ -72,6 +74,18 @@ class Notifications:
         self._is_gathering = True
         asyncio.get_running_loop().call_soon(self._send_gathered)
         self._wire.send(topics)
+
+    def tell(self, topics: Sequence[str]) -> None:
+        """`publish` from any thread, of all topics of one moment: the others hear of them at once, listeners here when
+        the loop comes to it."""
+        if not topics or not self._is_started:
+            return
+        self._wire.send(topics)
+        # Whoever begins to listen after this looks at the store after it.
+        if not self._listeners.keys().isdisjoint(topics):
+            # The loop may be gone when a process ends.
+            with suppress(RuntimeError):
+                self._event_loop.call_soon_threadsafe(self._wake_all, topics)
 
     def listener(self, *topics: str) -> Listener:
         """A listener to `topics` that lasts as long as these notifications: for whoever does so too."""

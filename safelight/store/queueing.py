@@ -14,6 +14,8 @@ from safelight.runs import NewRun, Run, RunEventKind, RunStatus
 from safelight.store import claims, events, inputs, ledger
 from safelight.store.database import now
 from safelight.store.deadlines import check_deadline
+from safelight.store.late import add_hint
+from safelight.store.prepared import Prepared
 from safelight.store.rows import to_json
 from safelight.store.schema import HAS_ENDED, IS_QUEUED, IS_RUNNING, runs
 
@@ -43,7 +45,7 @@ NEW = {
 }
 HAS_ROOM = COUNT_QUEUED.scalar_subquery() < sa.bindparam("max_queued", type_=sa.BigInteger)
 # The insert counts for itself what waits. To ask before would be one more way to the database and back.
-QUEUE = (
+QUEUE = Prepared(
     sa.insert(runs)
     .from_select(list(NEW), sa.select(*NEW.values()).where(HAS_ROOM))
     .returning(runs.c.id, runs.c.num_events, runs.c.created_at, runs.c.deadline_at, runs.c.webhook_endpoint)
@@ -79,11 +81,12 @@ def create(connection: Connection, new: NewRun, *, max_queued: int) -> tuple[Run
             return made, False
     allowance = ledger.check(connection, new, seconds_to_room=lambda: _seconds_to_room(connection))
     check_deadline(connection, new, seconds_to_start=lambda: backlog(connection).queue_eta_seconds or 0.0)
-    row = connection.execute(QUEUE, {**_columns(new, allowance), "max_queued": max_queued}).first()
+    row = QUEUE.execute(connection, {**_columns(new, allowance), "max_queued": max_queued}).first()
     if row is None:
         num_queued = connection.execute(COUNT_QUEUED).scalar_one()
         message = f"{num_queued} runs wait already; send the same again later"
         raise Overloaded(message, retry_after_seconds=_seconds_to_room(connection))
+    add_hint(connection, "queue")
     inputs.add(connection, new.id, new.inputs)
     events.append(connection, row, events.Fact(RunEventKind.QUEUED), at=row.created_at)
     return _as_queued(row, new, allowance), True

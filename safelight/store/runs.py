@@ -1,4 +1,4 @@
-"""Runs: the only queue there is. Every public method is one transaction, then the hints that go with it."""
+"""Runs: the only queue there is. Every public method is one transaction, and the hints that go with it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from safelight.store import claims, deliveries, inputs, ledger, queueing, retent
 from safelight.store.cursors import cursor_at, read_cursor
 from safelight.store.database import Database
 from safelight.store.images import Images
-from safelight.store.notifications import Notifications
+from safelight.store.late import add_hint
 from safelight.store.queueing import Backlog
 from safelight.store.rows import run_from
 from safelight.store.schema import IS_QUEUED, IS_RUNNING, images, runs
@@ -42,9 +42,8 @@ Found = TypeVar("Found", Run, sa.Row[Any])
 class Runs:
     """All runs of all projects. Where a method takes `project`, runs of others do not exist; None sees all."""
 
-    def __init__(self, database: Database, notifications: Notifications, kept_images: Images) -> None:
+    def __init__(self, database: Database, kept_images: Images) -> None:
         self._database = database
-        self._notifications = notifications
         self._images = kept_images
 
     async def create(self, new: NewRun, *, max_queued: int) -> tuple[Run, bool]:
@@ -53,10 +52,7 @@ class Runs:
         Raises IdempotencyMismatch when that key came with another body, Overloaded when `max_queued` wait already,
         InvalidFields or DeadlineUnreachable when it cannot be done by its deadline.
         """
-        run, is_new = await self._database.write(queueing.create, new, max_queued=max_queued)
-        if is_new:
-            self._notifications.publish("queue")
-        return run, is_new
+        return await self._database.write(queueing.create, new, max_queued=max_queued)
 
     async def made_by(self, project: str, idempotency_key: str, body_digest: str | None) -> Run | None:
         """The run that this key made before. Raises IdempotencyMismatch when it came with another body.
@@ -95,7 +91,7 @@ class Runs:
         others, key by key. Of these first ones, those with `attempts_below` or more, and those not `above_priority`,
         stay where they are, and nobody overtakes them.
         """
-        claimed = await self._database.write_unsynced(
+        return await self._database.write_unsynced(
             claims.claim,
             worker_id,
             limit=limit,
@@ -104,8 +100,6 @@ class Runs:
             attempts_below=attempts_below,
             above_priority=above_priority,
         )
-        self._hint_runs([claim.run.id for claim in claimed])
-        return claimed
 
     async def pulse(
         self,
@@ -122,64 +116,45 @@ class Runs:
         """
         if not progress and not renew and figures is None:
             return Pulse()
-        pulse = await self._database.write_unsynced(
+        return await self._database.write_unsynced(
             claims.pulse, worker_id, progress, lease_seconds=lease_seconds, renew=renew, figures=figures
         )
-        self._hint_runs([report.run_id for report in progress])
-        return pulse
 
     async def add_image(self, claim: Claim, image: ImageRecord) -> None:
         """Name a picture that was durably written. Raises LostClaim. One transaction."""
         await self._database.write(claims.add_image, claim, image)
-        self._hint_runs([claim.run.id])
 
     async def finish(self, claim: Claim, outcome: Outcome) -> None:
         """End a claimed run, with its last pictures, its events and its deliveries. Raises LostClaim.
         One transaction."""
         assert outcome.status.has_ended, "an outcome is an end"
-        num_deliveries = await self._database.write(claims.finish, claim, outcome)
-        self._hint_ended(claim.run.id, has_deliveries=num_deliveries > 0)
+        await self._database.write(claims.finish, claim, outcome)
 
     async def release(self, claim: Claim) -> None:
         """Give a run back unfinished, at no cost to its attempts; end it if it was cancelled. Raises LostClaim.
         One transaction."""
-        run = await self._database.write(claims.release, claim)
-        self._notifications.publish("queue")
-        self._hint_end(run)
+        await self._database.write(claims.release, claim)
 
     async def cancel(self, run_id: str, *, project: str | None = None) -> Run:
         """End a queued run, or ask the worker of a running one to stop; an ended run stays. Raises NotFound.
         One transaction."""
-        run = await self._database.write(_cancel, run_id, project)
-        if run.status is RunStatus.RUNNING:
-            self._notifications.publish("cancel")
-        self._hint_end(run)
-        return run
+        return await self._database.write(_cancel, run_id, project)
 
     async def requeue_lost(self, *, max_attempts: int, worker_id: str | None = None) -> list[Run]:
         """Queue again the runs whose lease ran out; end those cancelled meanwhile or out of attempts. One transaction.
 
         With `worker_id` that worker's runs count as lost too: only its own successor may say so.
         """
-        taken_back = await self._database.write(claims.requeue_lost, max_attempts=max_attempts, worker_id=worker_id)
-        for run in taken_back:
-            self._hint_end(run)
-        if taken_back:
-            self._notifications.publish("queue")
-        return taken_back
+        return await self._database.write(claims.requeue_lost, max_attempts=max_attempts, worker_id=worker_id)
 
     async def end_overdue(self) -> list[Run]:
         """End the queued runs whose deadline has passed. One transaction."""
-        ended = await self._database.write(claims.end_overdue)
-        for run in ended:
-            self._hint_end(run)
-        return ended
+        return await self._database.write(claims.end_overdue)
 
     async def delete(self, run_id: str, *, project: str | None = None) -> None:
         """Forget a run and its images; what is on its way to webhooks ends. Raises NotFound, Conflict while it runs.
         One transaction."""
         await self._images.remove(await self._database.write(_delete, run_id, project))
-        self._hint_ended(run_id)
 
     async def prune(self, *, older_than_seconds: float) -> int:
         """Forget runs that ended that long ago and have told their webhook. One transaction per batch."""
@@ -224,20 +199,6 @@ class Runs:
             query = query.where(sa.tuple_(runs.c.created_at, runs.c.number) < sa.tuple_(*read_cursor(cursor)))
         return await self._database.read(_list, query, limit)
 
-    def _hint_end(self, run: Run) -> None:
-        if run.status.has_ended:
-            self._hint_ended(run.id)
-        else:
-            self._hint_runs([run.id])
-
-    def _hint_ended(self, run_id: str, *, has_deliveries: bool = True) -> None:
-        # Who waits for an end only is left alone until then; and has the processor, where no webhook waits too.
-        self._notifications.publish(f"run:{run_id}", f"end:{run_id}", *(["deliveries"] if has_deliveries else []))
-
-    def _hint_runs(self, run_ids: Sequence[str]) -> None:
-        if run_ids:
-            self._notifications.publish(*(f"run:{run_id}" for run_id in run_ids))
-
 
 def _get(connection: Connection, run_id: str, project: str | None) -> Run:
     return _visible(claims.find(connection, run_id), project)
@@ -271,6 +232,7 @@ def _cancel(connection: Connection, run_id: str, project: str | None) -> Run:
     if row.status == RunStatus.RUNNING:
         ask = sa.update(runs).where(runs.c.number == row.number).values(is_cancel_requested=True)
         row = connection.execute(ask.returning(*runs.c)).one()
+        add_hint(connection, "cancel", claims.topic_of(run_id))
     return claims.with_images(connection, row)
 
 
@@ -279,6 +241,7 @@ def _delete(connection: Connection, run_id: str, project: str | None) -> list[st
     if row.status == RunStatus.RUNNING:
         raise Conflict("the run is being drawn; cancel it first, then delete it", run_id=run_id)
     deliveries.end_with_run(connection, [run_id])
+    claims.add_end_hint(connection, run_id)
     return retention.forget(connection, [run_id])
 
 

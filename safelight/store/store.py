@@ -43,20 +43,22 @@ from safelight.tracing import OFF, Tracing
 class Store:
     """Everything that lasts. Any number of processes may have the same store open."""
 
-    def __init__(self, data: Path, database: Database, wire: Wire, secret: bytes, kept_images: Images) -> None:
+    def __init__(
+        self, data: Path, database: Database, notifications: Notifications, secret: bytes, kept_images: Images
+    ) -> None:
         self._database = database
         self._secret = secret
-        self.notifications = Notifications(wire)
+        self.notifications = notifications
         self.images = kept_images
         self.checkpoints = CheckpointFolder(data / "checkpoints")
         self.previews = PreviewFolder(data / "previews")
         self.retention = Retention(database, self.images)
-        self.runs = Runs(database, self.notifications, self.images)
+        self.runs = Runs(database, self.images)
         self.events = Events(database)
-        self.deliveries = Deliveries(database, self.notifications)
+        self.deliveries = Deliveries(database)
         self.webhook_endpoints = WebhookEndpoints(database, secret)
         self.keys = Keys(database, secret)
-        self.deployments = DeploymentTable(database, self.notifications)
+        self.deployments = DeploymentTable(database)
         self.figures = Figures(database)
         self.ledger = Ledger(database)
         self.measures = MeasureTable(database)
@@ -75,15 +77,19 @@ class Store:
     ) -> Self:
         """Open the store in `data`, made and migrated if need be. Raises ConfigError, StorageFull, TryLater."""
         engine, wire, secret = await asyncio.to_thread(_prepare, data, database_url)
-        database = TracedDatabase(engine, tracing) if tracing.is_on else Database(engine)
-        store = cls(data, database, wire, secret, open_images(data, images_url, images_endpoint))
-        store.notifications.start()
-        return store
+        kept_images = open_images(data, images_url, images_endpoint)
+        notifications = Notifications(wire)
+        hint = notifications.tell
+        database = TracedDatabase(engine, tracing, hint=hint) if tracing.is_on else Database(engine, hint=hint)
+        notifications.start()
+        return cls(data, database, notifications, secret, kept_images)
 
     async def close(self) -> None:
         """Wait for the transactions under way, then let go of everything."""
-        self.notifications.close()
-        await self._database.close()
+        try:
+            await self._database.close()
+        finally:
+            self.notifications.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -18,8 +18,8 @@ T = TypeVar("T")
 class TracedDatabase(Database):
     """Like Database, with a span for each transaction that is asked for within one."""
 
-    def __init__(self, engine: Engine, tracing: Tracing) -> None:
-        super().__init__(engine)
+    def __init__(self, engine: Engine, tracing: Tracing, *, hint: Callable[[Sequence[str]], None]) -> None:
+        super().__init__(engine, hint=hint)
         self._system = "postgresql" if engine.dialect.name == "postgresql" else "sqlite"
         self._tracing = tracing
 

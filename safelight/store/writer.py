@@ -4,6 +4,7 @@ however much is in it. Some need not wait for it, and are synced once they are a
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from safelight.store.late import begin_late, write_late
+from safelight.store.late import begin_late, hints_of, write_late
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -55,27 +58,30 @@ class _Done:
 class Writer:
     """Takes writes in arrival order and answers each once it is durable. One that fails undoes only itself.
 
-    Those that may be unsynced are committed by `unsynced_engine` where no other is among them, and `sync` follows their
-    answer. `is_passing` tells which errors of the database may be gone when the same is done again.
+    Where all of a transaction may be unsynced, `is_unsynced` of its connection's info says so as it begins, and `sync`
+    follows its answer. `hint` gets the topics of what was committed. `is_passing` tells which errors of the database
+    may be gone when the same is done again.
     """
 
     def __init__(
         self,
         engine: Engine,
-        unsynced_engine: Engine,
         take_turn: Callable[[], AbstractContextManager[None]],
         *,
         sync: Callable[[Connection], None],
+        hint: Callable[[Sequence[str]], None],
         is_passing: Callable[[DBAPIError], bool],
     ) -> None:
         self._engine = engine
-        self._unsynced_engine = unsynced_engine
         self._sync = sync
+        self._hint = hint
         self._take_turn = take_turn
         self._is_passing = is_passing
         self._waiting: SimpleQueue[Write[Any] | None] = SimpleQueue()
         self._taking = Lock()
         self._is_closed = False
+        # Kept, since to take one and give it back takes as long as a small transaction.
+        self._connection: Connection | None = None
         self._thread = Thread(target=self._serve, name="store-write", daemon=True)
         self._thread.start()
 
@@ -108,6 +114,17 @@ class Writer:
                     self._commit(writes)
             except BaseException as error:
                 _tell([_Done(write, error=error) for write in writes])
+        self._disconnect()
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def _take(self, writes: Sequence[Write[Any]]) -> list[Write[Any]]:
         """Those that nobody has taken yet."""
@@ -180,20 +197,30 @@ class Writer:
         done: list[_Done] = []
         is_worked_out = False
         try:
-            with (self._unsynced_engine if is_unsynced else self._engine).connect() as connection:
-                with connection.begin():
-                    begin_late(connection)
-                    yield connection, done
-                    write_late(connection)
-                    is_worked_out = True
-                # Whoever waits need not wait for the connection to go back to its pool too.
-                _tell(done)
-                if is_unsynced:
-                    self._sync(connection)
-        except DBAPIError as error:
-            if is_worked_out and error.connection_invalidated:
+            connection = self._connected()
+            connection.info["is_unsynced"] = is_unsynced
+            with connection.begin():
+                begin_late(connection)
+                yield connection, done
+                write_late(connection)
+                is_worked_out = True
+        except BaseException as error:
+            # A commit that failed may have left it within its transaction; the pool knows how to take it out of that.
+            self._disconnect()
+            if is_worked_out and isinstance(error, DBAPIError) and error.connection_invalidated:
                 raise CommitInDoubt from error
             raise
+        self._pass_on(hints_of(connection))
+        _tell(done)
+        if is_unsynced:
+            self._sync(connection)
+
+    def _pass_on(self, topics: Sequence[str]) -> None:
+        try:
+            self._hint(topics)
+        except Exception:
+            # What is committed is committed: whoever was to be woken will look by himself.
+            log.exception("a hint could not be sent")
 
 
 def _tell(done: Sequence[_Done]) -> None:

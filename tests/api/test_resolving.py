@@ -55,7 +55,7 @@ async def test_a_change_whose_hint_was_lost_is_seen_within_seconds(
     await store.deployments.deploy(RED)
     await resolver.resolve("red")
     with monkeypatch.context() as deaf:
-        deaf.setattr(store.notifications, "publish", lambda topic: None)
+        deaf.setattr(store.notifications, "_wake_all", lambda topics: None)
         await store.deployments.deploy(RED)
     assert (await resolver.resolve("red")).version == 1
     clock.now = CACHE_SECONDS

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 
 from safelight.errors import ConfigError, NotFound, TryLater
 from safelight.store import Store, queueing
@@ -51,6 +52,23 @@ async def test_a_write_that_breaks_the_transaction_breaks_no_other(store: Store)
     answers = await asyncio.gather(*writes, return_exceptions=True)
     assert [isinstance(answer, Exception) for answer in answers] == [number == 3 for number in range(8)]
     assert (await store.runs.backlog()).num_queued == 7
+
+
+async def test_a_connection_that_broke_is_not_written_with_again(store: Store) -> None:
+    def break_it(connection: Connection) -> None:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.close()
+        submit_with(connection)
+
+    def submit_with(connection: Connection) -> None:
+        queueing.create(connection, new_run(), max_queued=100)
+
+    for _ in range(3):
+        with pytest.raises((DBAPIError, TryLater)):
+            await store._database.write(break_it)
+        await submit(store)
+    assert (await store.runs.backlog()).num_queued == 3
 
 
 async def test_a_cancelled_caller_leaves_a_whole_run_or_none(store: Store) -> None:

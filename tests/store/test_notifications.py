@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import Connection
 
+from safelight.errors import NotFound
 from safelight.store import Listener, Notifications, Store
 from safelight.store.database import open_engine, open_wire
 from safelight.store.hint_sockets import MAX_ADDRESS_BYTES, HintSockets
+from safelight.store.late import add_hint
 from safelight.store.notifications import Wire
 from tests.postgres import Postgres
 
@@ -143,6 +147,37 @@ async def test_what_happens_to_runs_is_hinted(store: Store, neighbour: Store) ->
             assert await hinted(changes)
             await store.runs.cancel(run.id)
             assert await hinted(changes) and await hinted(cancels)
+
+
+async def test_what_is_committed_is_hinted_also_where_nobody_waits_for_it_any_more(
+    store: Store, neighbour: Store
+) -> None:
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def hold(connection: Connection) -> None:
+        has_begun.set()
+        assert may_end.wait(10)
+        add_hint(connection, "queue")
+
+    with neighbour.notifications.listen("queue") as far, store.notifications.listen("queue") as near:
+        asking = asyncio.create_task(store._database.write(hold))
+        assert await asyncio.to_thread(has_begun.wait, 10)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        may_end.set()
+        assert await hinted(far) and await hinted(near)
+
+
+async def test_what_is_undone_is_not_hinted(store: Store, neighbour: Store) -> None:
+    def fail(connection: Connection) -> None:
+        add_hint(connection, "queue")
+        raise NotFound("on purpose")
+
+    with neighbour.notifications.listen("queue", "cancel") as far:
+        with pytest.raises(NotFound):
+            await store._database.write(fail)
+        await store._database.write(lambda connection: None)
+        assert not await far.wait(0.1)
 
 
 async def test_the_first_hint_of_a_moment_goes_at_once_and_the_others_of_it_together() -> None:

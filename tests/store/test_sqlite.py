@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
 import shutil
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -21,10 +22,10 @@ from sqlalchemy.engine import Connection
 from safelight.errors import ConfigError, Overloaded, StorageFull, TryLater
 from safelight.keys import Allowance, Scope
 from safelight.runs import RunParams, RunStatus
-from safelight.store import Store
+from safelight.store import Store, prepared
 from safelight.store.database import open_engine
 from safelight.store.search import RunSearch
-from safelight.store.sqlite import HAS_SOUND_WAL, sqlite3
+from safelight.store.sqlite import HAS_SOUND_WAL, carry_out, sqlite3
 
 from .making import HOOK, claim_one, end_one, new_run, on_sqlite, submit
 
@@ -177,6 +178,21 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
+async def test_a_commit_that_failed_keeps_nobody_from_writing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safelight.store.database.HAS_SOUND_WAL", False)
+    async with await Store.open(data) as store:
+        await submit(store)
+        with contextlib.closing(sqlite3.connect(data / "safelight.db", isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM runs").fetchall()
+            with pytest.raises(TryLater):
+                await submit(store)
+            reader.execute("COMMIT")
+        await submit(store)
+        assert (await store.runs.backlog()).num_queued == 2
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("has_log", [True, False])
 async def test_a_database_locked_for_too_long_is_to_try_later(
     data: Path, monkeypatch: pytest.MonkeyPatch, *, has_log: bool
@@ -235,21 +251,18 @@ async def test_a_write_that_was_told_to_try_later_is_not_done_after_all(
 
 
 async def test_a_full_disk_is_said_and_the_store_goes_on_when_there_is_room(store: Store) -> None:
-    def limit(max_pages: int) -> Any:
-        return lambda connection, *_: connection.execute(f"PRAGMA max_page_count={max_pages}").close()
+    def limit(connection: Connection, max_pages: int) -> None:
+        connection.exec_driver_sql(f"PRAGMA max_page_count={max_pages}").close()
 
     await submit(store)
-    engine = store._database._engine
-    full, roomy = limit(1), limit(1_000_000)
-    sa.event.listen(engine, "checkout", full)
+    await store._database.write(limit, 1)
     params = RunParams(prompt="x" * 40_000)
     for _ in range(3):
         with pytest.raises(StorageFull):
             await submit(store, params=params)
     answers = await asyncio.gather(*(submit(store, params=params) for _ in range(4)), return_exceptions=True)
     assert all(isinstance(answer, StorageFull) for answer in answers)
-    sa.event.remove(engine, "checkout", full)
-    sa.event.listen(engine, "checkout", roomy)
+    await store._database.write(limit, 1_000_000)
     await submit(store, params=params)
     assert (await store.runs.backlog()).num_queued == 2
 
@@ -272,7 +285,7 @@ async def test_what_is_no_folder_or_no_database_is_said(tmp_path: Path) -> None:
         await Store.open(tmp_path)
 
 
-async def test_no_frequent_query_walks_through_all_runs(store: Store) -> None:
+async def test_no_frequent_query_walks_through_all_runs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     await end_one(store, webhook_endpoint=HOOK)
     claim = await store.runs.claim("worker", limit=1, lease_seconds=60)
     assert claim == []
@@ -280,12 +293,15 @@ async def test_no_frequent_query_walks_through_all_runs(store: Store) -> None:
 
     def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         if statement.startswith(("SELECT", "UPDATE", "DELETE", "INSERT")):
-            found = connection.connection.cursor()
-            found.execute("EXPLAIN QUERY PLAN " + statement, parameters)
-            plans.extend(f"{step[3]} <- {statement}" for step in found.fetchall())
-            found.close()
+            steps = carry_out(connection, "EXPLAIN QUERY PLAN " + statement, parameters)
+            plans.extend(f"{step[3]} <- {statement}" for step in steps)
+
+    def explain_and_carry_out(connection: Connection, statement: str, values: Sequence[object]) -> list[Any]:
+        explain(connection, None, statement, values)
+        return carry_out(connection, statement, values)
 
     sa.event.listen(store._database._engine, "before_cursor_execute", explain)
+    monkeypatch.setattr(prepared, "carry_out", explain_and_carry_out)
     for wanted in ({}, {"project": "p"}, {"project": "p", "status": RunStatus.FAILED}, {"status": RunStatus.FAILED}):
         await store.runs.list(**wanted, created_before=1e12)  # type: ignore[arg-type]
     await store.runs.list(deployment="d", cursor="MS4wIDE=")
