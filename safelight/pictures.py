@@ -7,6 +7,7 @@ import json
 import struct
 import zlib
 from dataclasses import asdict, dataclass
+from threading import Thread
 
 import numpy as np
 from isal import isal_zlib
@@ -86,8 +87,36 @@ def _encode_png(pixels: Pixels, texts: dict[str, str]) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [_chunk(b"IHDR", header)]
     chunks += [_chunk(b"iTXt", _international_text(keyword, text)) for keyword, text in texts.items()]
-    chunks += [_chunk(b"IDAT", isal_zlib.compress(filtered.data, 2)), _chunk(b"IEND", b"")]
+    chunks += [_chunk(b"IDAT", _deflate(filtered)), _chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def _deflate(rows: NDArray[np.uint8]) -> bytes:
+    """In zlib's format (RFC 1950). Two processors take a half each: whoever waits for a picture waits for this."""
+    middle = len(rows) // 2
+    second = _Deflating(rows[middle:], isal_zlib.Z_FINISH)
+    second.start()
+    # Ends at a byte, and without saying that nothing follows.
+    first = _Deflating(rows[:middle], isal_zlib.Z_SYNC_FLUSH)
+    first.run()
+    check = isal_zlib.adler32(rows.data)
+    second.join()
+    return b"\x78\x01" + first.deflated + second.deflated + struct.pack(">I", check)
+
+
+class _Deflating(Thread):
+    """A part of a stream (RFC 1951) in the making. It has no `deflated` where that failed."""
+
+    deflated: bytes
+
+    def __init__(self, rows: NDArray[np.uint8], end: int) -> None:
+        super().__init__(name="deflate")
+        self._rows = rows
+        self._end = end
+
+    def run(self) -> None:
+        stream = isal_zlib.compressobj(2, isal_zlib.DEFLATED, -15)
+        self.deflated = stream.compress(self._rows.data) + stream.flush(self._end)
 
 
 def _international_text(keyword: str, text: str) -> bytes:

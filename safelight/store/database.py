@@ -29,7 +29,7 @@ from safelight.store.file_systems import refuse_network_file_system
 from safelight.store.hint_channel import HintChannel
 from safelight.store.hint_sockets import HintSockets
 from safelight.store.notifications import Wire
-from safelight.store.sqlite import HAS_SOUND_WAL, carry_out, sqlite3, standing_in_line, sync_log
+from safelight.store.sqlite import HAS_SOUND_WAL, carry_out, mend_log, sqlite3, standing_in_line, sync_log
 from safelight.store.writer import CommitInDoubt, Write, Writer, WriterClosed
 
 P = ParamSpec("P")
@@ -328,6 +328,7 @@ def _begin_sqlite(connection: Connection) -> None:
     if connection.info.get("is_synced", True) != is_synced:
         carry_out(connection, f"PRAGMA synchronous={'FULL' if is_synced else 'NORMAL'}")
         connection.info["is_synced"] = is_synced
+    mend_log(connection)
     # A write that starts as a read can fail half-way with "locked" and no wait helps; so writes lock at once.
     carry_out(connection, "BEGIN IMMEDIATE")
 

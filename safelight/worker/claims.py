@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,13 +107,14 @@ class Worker:
     async def _claim_for_ever(self) -> None:
         with self._store.notifications.listen("queue") as listener:
             while not self._is_stopping:
-                if await self._claim():
-                    # The new run is in the engine before the next claim competes with it.
+                if claims := await self._claim():
+                    # The new run is in the engine before the next claim, and a line in the log, compete with it.
                     await asyncio.sleep(CLAIM_PAUSE_SECONDS)
+                    _log_started(claims)
                 else:
                     await listener.wait(self._settings.poll_seconds)
 
-    async def _claim(self) -> bool:
+    async def _claim(self) -> Sequence[Claim]:
         """Claim one run if the engine has room for it, or if it is more urgent than all that is held:
         that does not wait.
 
@@ -125,7 +126,7 @@ class Worker:
         has_room = self._num_free_images >= 1
         priorities = [held.claim.run.priority for held in self._held.values()]
         if not (has_room or priorities) or any(self._is_last_attempt(held) for held in self._held.values()):
-            return False
+            return ()
         attempts_below = max(1, self._settings.max_attempts - 1) if self._held else ANY_ATTEMPTS
         try:
             claims = await self._store.runs.claim(
@@ -139,10 +140,10 @@ class Worker:
         except TryLater as error:
             # What runs goes on: the database may be back before a lease is over.
             log.warning("nothing can be claimed for now", extra={"reason": error.message})
-            return False
+            return ()
         for claim in claims:
             self._begin(claim)
-        return bool(claims)
+        return claims
 
     def _begin(self, claim: Claim) -> None:
         before = self._held.get(claim.run.id)
@@ -166,7 +167,6 @@ class Worker:
         `before` is this worker's own claim of the same run, whose lease ran out while it was drawn.
         """
         claim = held.claim
-        log.info("started", extra={"run_id": claim.run.id, "fence": claim.fence, "deployment": claim.run.deployment})
         try:
             await _ended(before)
             end = await self._draw_and_finish(held)
@@ -285,6 +285,11 @@ class Worker:
         except SafelightError as error:
             # The store is out of reach: the lease ends and the run is tried again, so nothing is lost.
             log.error("could not be ended", extra={"run_id": held.claim.run.id, "reason": error.message})
+
+
+def _log_started(claims: Sequence[Claim]) -> None:
+    for claim in claims:
+        log.info("started", extra={"run_id": claim.run.id, "fence": claim.fence, "deployment": claim.run.deployment})
 
 
 async def _ended(before: Held | None) -> None:

@@ -109,6 +109,34 @@ async def test_where_the_log_cannot_be_synced_its_content_goes_into_the_database
         assert alone.execute("SELECT status FROM runs WHERE id = ?", [run.id]).fetchall() == [("running",)]
 
 
+@pytest.mark.usefixtures("impatient")
+async def test_behind_what_could_not_be_synced_nothing_is_written_until_it_is_in_the_database(
+    data: Path, synced_log: SyncedLog
+) -> None:
+    async with await Store.open(data) as store:
+        await submit(store)
+        with contextlib.closing(sqlite3.connect(data / "safelight.db", isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM runs").fetchall()
+            synced_log.is_broken = True
+            assert await claim_one(store)
+            for _ in range(2):
+                with pytest.raises(TryLater):
+                    await submit(store)
+            reader.execute("COMMIT")
+        await submit(store)
+        assert (await store.runs.backlog()).num_queued == 1
+
+
+async def test_the_log_of_a_database_that_is_a_link_is_synced_where_it_is(data: Path, synced_log: SyncedLog) -> None:
+    (data / "safelight.db").rename(data / "elsewhere.db").with_name("safelight.db").symlink_to(data / "elsewhere.db")
+    async with await Store.open(data) as store:
+        await submit(store)
+        assert await claim_one(store)
+        await submit(store)
+    assert synced_log.num_syncs == 1
+
+
 async def test_claims_that_cannot_be_synced_are_not_made_twice(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
