@@ -60,7 +60,8 @@ class Janitor:
 
     async def _tidy_up(self) -> None:
         await self.prune()
-        # What a round has read of a large store leaves holes behind, and so do hours of requests.
+        # What a round has read of a large store stays in page caches and leaves holes behind.
+        await self._store.release_memory()
         give_memory_back()
 
     async def prune(self) -> Pruned:

@@ -185,6 +185,10 @@ class Database:
         if self._writer.take_back(write) and not write.answer.done():
             write.answer.set_exception(_busy())
 
+    async def close_idle(self) -> None:
+        """Close the connections that nobody uses, with the pages that they have cached. Others are opened as needed."""
+        await asyncio.to_thread(self._engine.dispose)
+
     async def close(self) -> None:
         """Wait for the transactions under way, then let go of the database."""
         await asyncio.to_thread(self._shut)

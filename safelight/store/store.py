@@ -84,6 +84,10 @@ class Store:
         notifications.start()
         return cls(data, database, notifications, secret, kept_images)
 
+    async def release_memory(self) -> None:
+        """Let go of what is only cached. What is asked next takes a little longer."""
+        await self._database.close_idle()
+
     async def close(self) -> None:
         """Wait for the transactions under way, then let go of everything."""
         try:

@@ -71,6 +71,26 @@ async def test_a_connection_that_broke_is_not_written_with_again(store: Store) -
     assert (await store.runs.backlog()).num_queued == 3
 
 
+async def test_idle_connections_can_be_closed_under_those_at_work(store: Store) -> None:
+    reading, may_end = threading.Event(), threading.Event()
+
+    def hold(connection: Connection) -> int:
+        reading.set()
+        assert may_end.wait(10)
+        return connection.execute(queueing.COUNT_QUEUED).scalar_one()
+
+    await submit(store)
+    slow = asyncio.create_task(store._database.read(hold))
+    assert await asyncio.to_thread(reading.wait, 10)
+    await store.runs.backlog()
+    await store.release_memory()
+    assert store._database._engine.pool.status().count("Connections in pool: 0") == 1
+    await submit(store)
+    may_end.set()
+    assert await slow == 2
+    assert (await store.runs.backlog()).num_queued == 2
+
+
 async def test_a_cancelled_caller_leaves_a_whole_run_or_none(store: Store) -> None:
     for delay in (0.0, 0.001, 0.003, 0.01):
         asking = asyncio.create_task(store.runs.create(new_run(webhook_endpoint=HOOK), max_queued=100))

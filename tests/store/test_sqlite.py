@@ -37,7 +37,9 @@ def pragma(connection: Connection, name: str) -> object:
 
 
 async def test_a_commit_survives_power_loss(store: Store) -> None:
-    for run in (store._database.read, store._database.write):
+    read, write = store._database.read, store._database.write
+    for run in (read, write, read, write):
+        await store.release_memory()
         assert await run(pragma, "synchronous") == 2
         assert await run(pragma, "journal_mode") == ("wal" if HAS_SOUND_WAL else "truncate")
         assert await run(pragma, "foreign_keys") == 1
