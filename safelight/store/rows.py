@@ -3,6 +3,7 @@ the newer one."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -176,6 +177,7 @@ def key_from(row: Row[Any]) -> Key:
     )
 
 
+@functools.lru_cache(maxsize=256)
 def allowance_from(text: str | None) -> Allowance:
     """Keys of before there were allowances have none written."""
     return Allowance() if text is None else from_json(Allowance, text)

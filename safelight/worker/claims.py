@@ -196,10 +196,12 @@ class Worker:
         traced: dict[str, str | int | float] = {"safelight.run_id": run.id, "safelight.deployment": run.deployment}
         traced |= {"safelight.fence": held.claim.fence, "safelight.attempt": run.num_attempts}
         with self._tracing.span("run", parent=run.traceparent, kind="consumer", attributes=traced) as span:
-            with self._tracing.span("engine") as drawing:
-                outcome = replace(await self._drawing.draw(held), device_ms=held.device_ms)
-                drawing.set({"safelight.device_ms": held.device_ms, "safelight.num_steps": held.steps_done})
-            await self._store.runs.finish(held.claim, outcome)
+            # Whoever waits for the end need not wait until the model is given back too.
+            async with contextlib.AsyncExitStack() as stack:
+                with self._tracing.span("engine") as drawing:
+                    outcome = replace(await self._drawing.draw(held, stack), device_ms=held.device_ms)
+                    drawing.set({"safelight.device_ms": held.device_ms, "safelight.num_steps": held.steps_done})
+                await self._store.runs.finish(held.claim, outcome)
             await self._checkpoints.forget(held)
             span.set({"safelight.status": outcome.status.value})
             if outcome.error is not None:

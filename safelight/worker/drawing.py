@@ -39,22 +39,23 @@ class Drawing:
         self._models = models
         self._checkpoints = checkpoints
 
-    async def draw(self, held: Held) -> Outcome:
-        """Draw the images that no earlier claim has finished. Raises LostClaim, TryLater, Stopping."""
-        run = held.claim.run
-        held.deployment = await self._models.deployment_of(run)
-        async with contextlib.AsyncExitStack() as stack:
-            model = self._models.hold(held.deployment, wait_compiled=_wants_compiled(held.claim))
-            held.waiting = asyncio.create_task(stack.enter_async_context(model))
-            try:
-                await held.waiting
-            except ModelError as refusal:
-                return held.outcome(RunStatus.FAILED, error=RunError("model_unavailable", refusal.message))
-            except asyncio.CancelledError:
-                if _is_being_cancelled():
-                    raise
-                return held.outcome(RunStatus.CANCELLED)
-            return await self._draw_missing(held, held.deployment)
+    async def draw(self, held: Held, stack: contextlib.AsyncExitStack) -> Outcome:
+        """Draw the images that no earlier claim has finished; the model is held as long as `stack`.
+
+        Raises LostClaim, TryLater, Stopping.
+        """
+        held.deployment = await self._models.deployment_of(held.claim.run)
+        model = self._models.hold(held.deployment, wait_compiled=_wants_compiled(held.claim))
+        held.waiting = asyncio.create_task(stack.enter_async_context(model))
+        try:
+            await held.waiting
+        except ModelError as refusal:
+            return held.outcome(RunStatus.FAILED, error=RunError("model_unavailable", refusal.message))
+        except asyncio.CancelledError:
+            if _is_being_cancelled():
+                raise
+            return held.outcome(RunStatus.CANCELLED)
+        return await self._draw_missing(held, held.deployment)
 
     async def _draw_missing(self, held: Held, deployment: Deployment) -> Outcome:
         run = held.claim.run

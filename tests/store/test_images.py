@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,31 @@ async def test_a_written_picture_is_read_back(images: Images) -> None:
     with pytest.raises(NotFound) as raised:
         await images.read(path)
     assert raised.value.code == "image_not_found"
+
+
+async def test_only_a_picture_that_is_in_memory_is_read_on_the_loop(
+    folder: ImageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light" * 100_000)
+    threads = []
+    to_thread = asyncio.to_thread
+
+    async def note(*call: Any) -> Any:
+        threads.append(call)
+        return await to_thread(*call)
+
+    monkeypatch.setattr(asyncio, "to_thread", note)
+    assert await folder.read(stored.path) == b"light" * 100_000
+    assert threads == []
+
+    def wait_for_disk(*arguments: object) -> int:
+        raise BlockingIOError(errno.EAGAIN, "it is not in memory")
+
+    monkeypatch.setattr(os, "preadv", wait_for_disk)
+    assert await folder.read(stored.path) == b"light" * 100_000
+    monkeypatch.setattr(os, "preadv", lambda *arguments: 7)
+    assert await folder.read(stored.path) == b"light" * 100_000
+    assert len(threads) == 2
 
 
 async def test_a_picture_is_made_on_the_thread_that_writes_it(images: Images) -> None:
