@@ -22,10 +22,15 @@ from benchmarks.load import Answer, fate, median_and_spread, quantile_of
 from benchmarks.machine import publish
 from benchmarks.servers import Target, peer, safelight, wait_until_compiled
 
-REQUEST: dict[str, object] = {"prompt": "a red circle", "num_inference_steps": 20, "seed": 1, "sampler": "euler"}
-
 FEW_STEPS, MANY_STEPS = 4, 20
 """What is added to a request grows with its steps by what the engine does between two of them."""
+
+REQUEST: dict[str, object] = {
+    "prompt": "a red circle",
+    "num_inference_steps": MANY_STEPS,
+    "seed": 1,
+    "sampler": "euler",
+}
 
 WARM = 3
 """Requests that are not counted."""

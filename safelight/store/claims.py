@@ -224,7 +224,7 @@ def finish(connection: Connection, claim: Claim, outcome: Outcome) -> None:
         raise _lost(claim)
 
 
-def release(connection: Connection, claim: Claim) -> Run:
+def release(connection: Connection, claim: Claim) -> None:
     held = connection.execute(IS_CANCEL_REQUESTED, _as_claimed(claim)).first()
     if held is None:
         raise _lost(claim)
@@ -232,7 +232,7 @@ def release(connection: Connection, claim: Claim) -> Run:
         is_written = _end(connection, _as_claimed(claim), RunStatus.CANCELLED)
     else:
         is_written = _queue_again(connection, _as_claimed(claim), num_forgiven=1)
-    return _written(connection, claim.run.id, is_written)
+    assert is_written, "the run was read in this transaction"
 
 
 def requeue_lost(connection: Connection, *, max_attempts: int, worker_id: str | None) -> list[Run]:
