@@ -10,9 +10,9 @@ import errno
 import hashlib
 import os
 import re
-import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -94,6 +94,7 @@ class ImageFolder:
         self._thumbnails = thumbnails
         self._lasting_shelves: set[str] = set()
         self._prepared: dict[str, float] = {}
+        self._hashing = ThreadPoolExecutor(1, "sha256")
 
     async def check(self) -> None:
         await asyncio.to_thread(self._check)
@@ -155,22 +156,26 @@ class ImageFolder:
 
     def _write(self, path: str, content: Content) -> StoredImage:
         data = bytes_of(content)
-        final = f"{self._root}/{path}"
-        folder, name = os.path.split(final)
+        file = f"{self._root}/{path}"
+        folder = os.path.dirname(file)
         self._make_parents(folder)
-        temporary = f"{folder}/.{name}.{secrets.token_hex(4)}.tmp"
+        # What is there already was left by a claim that the database has forgotten: power was cut, or it was restored.
+        with suppress(FileNotFoundError):
+            os.unlink(file)
         try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, final)
+            # Under its own name at once: nobody looks there before a row names it, and none does before it is whole.
+            with open(file, "xb") as opened:
+                opened.write(data)
+                opened.flush()
+                # The disk takes several times longer, and a processor is free meanwhile.
+                digest = self._hashing.submit(_sha256, data)
+                os.fsync(opened.fileno())
         except BaseException:
             with suppress(FileNotFoundError):
-                os.unlink(temporary)
+                os.unlink(file)
             raise
         sync_folder(folder)
-        return stored_image(path, data)
+        return StoredImage(path, len(data), digest.result())
 
     def _make_new(self, folder: str) -> bool:
         """Whether it was not there before."""
@@ -305,7 +310,11 @@ def bytes_of(content: Content) -> bytes:
 
 def stored_image(path: str, data: bytes) -> StoredImage:
     """What is to be known of a picture that was put at `path`."""
-    return StoredImage(path, len(data), hashlib.sha256(data).hexdigest())
+    return StoredImage(path, len(data), _sha256(data))
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def is_path(path: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
+from PIL import Image
 
 from tests.postgres import Postgres
 
@@ -90,7 +91,7 @@ def full_disk(folder: Path, *, num_rounds: int) -> Figure | None:
                 back = max(back, asking.seconds_until_accepted(30))
             asking.close()
             faults += check(in_child(settle, settings, SETTLE_SECONDS), "not all runs ended") + crew.own_deaths
-        half = [path.name for path in (folder / "disk" / "data" / "images").rglob("*.tmp")]
+        half = [path for path in (folder / "disk" / "data" / "images").rglob("*.*") if not _is_whole(path)]
         found = in_child(judge, settings, [(int(number), run_id) for number, run_id in accepted.lines()], None)
     refused = asking.answers[503] + asking.answers[507]
     faults += found.faults + check(not half, f"{len(half)} half pictures") + check(refused > 0, "nothing was refused")
@@ -101,6 +102,15 @@ def full_disk(folder: Path, *, num_rounds: int) -> Figure | None:
         f" {found.num_runs} runs kept"
     )
     return Figure("6", f"{num_rounds} times: {done}", figure, faults)
+
+
+def _is_whole(picture: Path) -> bool:
+    try:
+        with Image.open(picture) as opened:
+            opened.load()
+    except OSError:
+        return False
+    return True
 
 
 def _fill(path: Path) -> None:

@@ -119,29 +119,24 @@ async def test_small_versions_go_with_their_pictures(images: Images, tmp_path: P
 
 @pytest.fixture
 def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is done to the disk from now on: the folders and the endings of files that are synced, and renames."""
+    """What is synced from now on: the folders and the endings of files."""
     noted: list[str] = []
-    sync, rename = os.fsync, os.replace
+    sync = os.fsync
 
     def noting_sync(descriptor: int) -> None:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
         noted.append(path.relative_to(tmp_path).as_posix() if path.is_dir() else path.suffix)
         sync(descriptor)
 
-    def noting_rename(path: str, target: str) -> None:
-        noted.append("rename")
-        rename(path, target)
-
     monkeypatch.setattr(os, "fsync", noting_sync)
-    monkeypatch.setattr(os, "replace", noting_rename)
     return noted
 
 
 SHELF = f"images/{RUN_ID[:2]}"
-PUT = [".tmp", "rename", f"{SHELF}/{RUN_ID}"]
+PUT = [".png", f"{SHELF}/{RUN_ID}"]
 
 
-async def test_everything_is_synced_before_a_picture_has_its_name(folder: ImageFolder, steps: list[str]) -> None:
+async def test_everything_is_synced_before_a_picture_counts_as_written(folder: ImageFolder, steps: list[str]) -> None:
     await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")
     assert steps == [SHELF, "images", ".", *PUT]
 
@@ -235,20 +230,36 @@ async def test_names_of_pictures_do_not_fill_the_table_of_interned_strings(
     assert RUN_ID not in interned
 
 
-def test_a_crash_before_the_rename_leaves_nothing_named(folder: ImageFolder, tmp_path: Path) -> None:
+def test_what_a_crash_leaves_of_a_picture_is_swept(folder: ImageFolder, tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
-        os.replace = lambda path, target: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        os.fsync = _die_at_a_file  # type: ignore[assignment]
         folder._write(f"{RUN_ID[:2]}/{RUN_ID}/0-1.png", b"light")
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     [left] = (path for path in (tmp_path / "images").rglob("*") if path.is_file())
-    assert left.suffix == ".tmp"
-    with pytest.raises(NotFound):
-        asyncio.run(folder.read(f"{RUN_ID[:2]}/{RUN_ID}/0-1.png"))
     assert asyncio.run(folder.sweep(frozenset(), 3600.0, shelf=RUN_ID[:2])) == 0
     assert asyncio.run(folder.sweep(frozenset(), -1.0, shelf=RUN_ID[:2])) == 1
     assert not left.parent.exists()
+
+
+async def test_what_a_forgotten_claim_left_gives_way(folder: ImageFolder, tmp_path: Path) -> None:
+    left = tmp_path / SHELF / RUN_ID / "0-1.png"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"more than the light that is written later")
+    with left.open("rb+") as still_writing:
+        stored = await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")
+        still_writing.write(b"dark")
+    assert await folder.read(stored.path) == b"light"
+
+
+def _die_at_a_file(descriptor: int) -> None:
+    if not _is_folder(descriptor):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_folder(descriptor: int) -> bool:
+    return Path(f"/proc/self/fd/{descriptor}").readlink().is_dir()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -256,7 +267,7 @@ async def test_a_full_disk_is_said_and_leaves_nothing(
     folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def full(descriptor: int) -> None:
-        if not Path(f"/proc/self/fd/{descriptor}").readlink().is_dir():
+        if not _is_folder(descriptor):
             raise OSError(number, "no space")
 
     monkeypatch.setattr(os, "fsync", full)
