@@ -18,18 +18,20 @@ from safelight.api.errors import problem_answer, unexpected
 from safelight.errors import WrongHost
 from safelight.keys import Key, Standing
 
+log = logging.getLogger("safelight.api")
 access_log = logging.getLogger("safelight.access")
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
-_SAFE_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
+_SAFE_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+"""As ASGI has them: names in lower case."""
 _TRACE = "safelight.trace"
 
 CountRequest = Callable[[str, str, int, float], None]
@@ -89,9 +91,9 @@ class SafeHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def add(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _SAFE_HEADERS.items():
-                    headers.setdefault(name, value)
+                headers = message["headers"]
+                chosen = {name for name, _ in headers}
+                message["headers"] = [*headers, *(safe for safe in _SAFE_HEADERS if safe[0] not in chosen)]
             await send(message)
 
         await self._app(scope, receive, add if scope["type"] == "http" else send)
@@ -109,11 +111,19 @@ class QuotaHeaders:
             key = trace_of(scope).metered_key
             if message["type"] == "http.response.start" and key is not None:
                 headers = MutableHeaders(scope=message)
-                for name, value in _quota_headers(await self._standings(key)).items():
+                for name, value in _quota_headers(await self._look_up(key)).items():
                     headers[name] = value
             await send(message)
 
         await self._app(scope, receive, add if scope["type"] == "http" else send)
+
+    async def _look_up(self, key: Key) -> Sequence[Standing]:
+        try:
+            return await self._standings(key)
+        except Exception as error:
+            # An answer that is ready is worth more than what these headers say of the next.
+            log.warning("quotas could not be looked up", extra={"key_prefix": key.prefix, "reason": str(error)})
+            return ()
 
 
 class ErrorBorder:

@@ -221,12 +221,19 @@ class Service:
             with self._store.notifications.listen(f"end:{run.id}") as listener:
                 while not run.status.has_ended:
                     await listener.wait(min(patience, self._patience(run.id, deadline)))
-                    run, patience = await self._store.runs.get(run.id), math.inf
+                    run, patience = await self._look_again(run), math.inf
         finally:
             self._waiting -= Counter([run.id])
         if run.status is RunStatus.SUCCEEDED:
             return run
         raise error_of(run)
+
+    async def _look_again(self, run: Run) -> Run:
+        try:
+            return await self._store.runs.get(run.id)
+        except TryLater:
+            # Whoever waits learns of the end when the store is back, and of a longer absence at the deadline.
+            return run
 
     async def get(self, key: Key, run_id: str) -> Run:
         """Raises NotFound, also for a run of another project."""

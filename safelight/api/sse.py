@@ -17,12 +17,15 @@ EVENT_STREAM = "text/event-stream"
 HEARTBEAT_SECONDS = 15.0
 
 _RECONNECT_MS = 2000
+_LAST_SEQUENCE = 2**31 - 1
+"""PostgreSQL compares with no larger one."""
+
 _SEQUENCE = re.compile(r"[0-9]{1,15}")
 
 
 def read_last_event_id(header: str | None) -> int:
     """The sequence after which a stream goes on. What was never an id of ours starts from the beginning."""
-    return int(header) if header is not None and _SEQUENCE.fullmatch(header) else 0
+    return min(int(header), _LAST_SEQUENCE) if header is not None and _SEQUENCE.fullmatch(header) else 0
 
 
 def event_stream(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_UNSTORED = frozenset({RunEventKind.PROGRESS, RunEventKind.PREVIEW})
 _WARNING_TEXT = re.compile(r'\d{3} \S+ "((?:[^"\\]|\\.)*)"')
 
 
@@ -137,8 +138,8 @@ def read_event(sent: httpx2.ServerSentEvent) -> RunEvent | None:
             run_id=members["run_id"],
             kind=kind,
             at=datetime.fromisoformat(members["at"]).timestamp(),
-            # The id of a stored fact stays in force for the progress after it, which has none of its own.
-            sequence=int(sent.id) if sent.id and kind is not RunEventKind.PROGRESS else None,
+            # The id of a stored fact stays in force for what comes after it and has none of its own.
+            sequence=int(sent.id) if sent.id and kind not in _UNSTORED else None,
             image_index=members.get("image_index"),
             steps_done=members.get("steps_done"),
             steps_total=members.get("steps_total"),

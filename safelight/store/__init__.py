@@ -1,5 +1,6 @@
 """Runs, events, deliveries, keys, deployments and pictures, kept so that what was accepted is never lost."""
 
+from safelight.store.deliveries import Hosts
 from safelight.store.deployments import DeploymentTable
 from safelight.store.images import ImageFolder, Images, StoredImage
 from safelight.store.notifications import Listener, Notifications
@@ -12,6 +13,7 @@ __all__ = [
     "ANY_PRIORITY",
     "Backlog",
     "DeploymentTable",
+    "Hosts",
     "ImageFolder",
     "Images",
     "Listener",

@@ -32,18 +32,27 @@ DUE_AGAIN: Mapping[str, Any] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """Which hosts are meant: not those `without`, and where `only` names any, no others."""
+
+    without: Collection[str] = ()
+    only: Collection[str] | None = None
+
+
+ANY_HOST = Hosts()
+
+
 class Deliveries:
     """The deliveries of all projects."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def claim_due(
-        self, *, limit: int, lease_seconds: float, without_hosts: Collection[str] = ()
-    ) -> list[Delivery]:
+    async def claim_due(self, hosts: Hosts = ANY_HOST, *, limit: int, lease_seconds: float) -> list[Delivery]:
         """Take deliveries that are due, the longest due first; for `lease_seconds` nobody else gets
         them. One transaction."""
-        return await self._database.write(_claim_due, limit, lease_seconds, without_hosts)
+        return await self._database.write(_claim_due, limit, lease_seconds, hosts)
 
     async def release(self, claimed: Sequence[Delivery]) -> None:
         """Give back what `claim_due` gave and was not sent: it is due at once, unless its lease has
@@ -117,9 +126,9 @@ class Deliveries:
         """
         return await self._database.write(_resend_since, endpoint_id, since, project, include_delivered)
 
-    async def seconds_to_next(self, *, without_hosts: Collection[str] = ()) -> float | None:
+    async def seconds_to_next(self, hosts: Hosts = ANY_HOST) -> float | None:
         """How long until a delivery is due (0 when one is), None when none is pending. One transaction."""
-        return await self._database.read(_seconds_to_next, without_hosts)
+        return await self._database.read(_seconds_to_next, hosts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +181,10 @@ def _columns(run: sa.Row[Any], url: str, host: str) -> dict[str, object]:
     }
 
 
-def _claim_due(
-    connection: Connection, limit: int, lease_seconds: float, without_hosts: Collection[str]
-) -> list[Delivery]:
+def _claim_due(connection: Connection, limit: int, lease_seconds: float, hosts: Hosts) -> list[Delivery]:
     due = (
         sa.select(deliveries.c.id, deliveries.c.next_attempt_at)
-        .where(IS_PENDING, deliveries.c.next_attempt_at <= now(), *_elsewhere(without_hosts))
+        .where(IS_PENDING, deliveries.c.next_attempt_at <= now(), *_is_for(hosts))
         .order_by(deliveries.c.next_attempt_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -288,15 +295,16 @@ def _resend_since(
     return connection.execute(sa.update(deliveries).where(is_wanted).values({**DUE_AGAIN, **address})).rowcount
 
 
-def _seconds_to_next(connection: Connection, without_hosts: Collection[str]) -> float | None:
+def _seconds_to_next(connection: Connection, hosts: Hosts) -> float | None:
     earliest = sa.select(sa.func.min(deliveries.c.next_attempt_at))
-    nearest = earliest.where(IS_PENDING, *_elsewhere(without_hosts)).scalar_subquery()
+    nearest = earliest.where(IS_PENDING, *_is_for(hosts)).scalar_subquery()
     seconds: float | None = connection.execute(sa.select(nearest - now())).scalar()
     return None if seconds is None else max(0.0, seconds)
 
 
-def _elsewhere(without_hosts: Collection[str]) -> list[sa.ColumnElement[bool]]:
-    return [deliveries.c.host.not_in(without_hosts)] if without_hosts else []
+def _is_for(hosts: Hosts) -> list[sa.ColumnElement[bool]]:
+    conditions: list[sa.ColumnElement[bool]] = [deliveries.c.host.not_in(hosts.without)] if hosts.without else []
+    return conditions if hosts.only is None else [*conditions, deliveries.c.host.in_(hosts.only)]
 
 
 def _change(connection: Connection, condition: sa.ColumnElement[bool], values: Mapping[str, object]) -> sa.Row[Any]:

@@ -113,7 +113,9 @@ def settle(connection: Connection, run_ids: Sequence[str]) -> None:
 def merge_days(connection: Connection) -> None:
     """Sum up by the day what is older than every limit looks at."""
     is_old = spent.c.at < now() - EXACT_SECONDS
-    for row in connection.execute(sa.select(spent).where(IS_EXACT, is_old).limit(MERGE_BATCH)).all():
+    # Locked, so that two doors do not both add up what only one of them takes away.
+    exact = sa.select(spent).where(IS_EXACT, is_old).limit(MERGE_BATCH).with_for_update(skip_locked=True)
+    for row in connection.execute(exact).all():
         same = (spent.c.key_id == row.key_id, spent.c.deployment == row.deployment, spent.c.at == row.at)
         connection.execute(sa.delete(spent).where(*same, IS_EXACT))
         figures = {name: getattr(row, name) for name in FIGURES}

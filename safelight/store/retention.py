@@ -75,7 +75,8 @@ class Retention:
 def expire_runs(connection: Connection, older_than_seconds: float) -> tuple[int, list[str]]:
     """Forget a batch of expired runs with their deliveries. How many, and the paths of their pictures."""
     expired = sa.select(runs.c.id).where(*_has_expired(older_than_seconds)).order_by(runs.c.ended_at).limit(PRUNE_BATCH)
-    run_ids = list(connection.execute(expired).scalars())
+    # Locked, so that two doors do not both settle what a run has used.
+    run_ids = list(connection.execute(expired.with_for_update(skip_locked=True)).scalars())
     if run_ids:
         connection.execute(sa.delete(deliveries).where(deliveries.c.run_id.in_(run_ids)))
     return len(run_ids), forget(connection, run_ids)

@@ -18,7 +18,7 @@ from safelight.config import WebhookSettings
 from safelight.envelope import failure_body, success_body
 from safelight.errors import NotFound, SafelightError, TryLater
 from safelight.runs import Delivery, DeliveryAttempt, DeliveryStatus, Run, RunStatus
-from safelight.store import Store
+from safelight.store import Hosts, Store
 from safelight.tracing import OFF, Tracing
 from safelight.version import __version__
 from safelight.webhooks.exchange import Answer, Poster
@@ -39,7 +39,10 @@ SOON_SHARE = 0.2
 
 _CLAIM_LIMIT = 100
 _MAX_CONCURRENT = 32
-_MAX_WAITING = 1000
+_MAX_WAITING = 2000
+_MAX_UNPROVEN_WAITING = 1000
+"""With so many waiting for hosts that may all be dead, only what is for proven ones is claimed."""
+
 _MAX_PAUSE_SECONDS = 10.0
 _DAY_SECONDS = 86400.0
 _STATUS_CODES = {RunStatus.SUCCEEDED: 200, RunStatus.FAILED: 500, RunStatus.CANCELLED: 409}
@@ -145,13 +148,13 @@ class Deliverer:
         lease_seconds = 4 * self._settings.timeout_seconds
         while not self._closing.is_set() and self._lanes.num_waiting < _MAX_WAITING:
             full = self._left_out = self._lanes.full_hosts()
-            next_seconds = await self._store.deliveries.seconds_to_next(without_hosts=full)
+            is_crowded = self._lanes.num_unproven_waiting >= _MAX_UNPROVEN_WAITING
+            hosts = Hosts(without=full, only=self._lanes.proven_hosts() if is_crowded else None)
+            next_seconds = await self._store.deliveries.seconds_to_next(hosts)
             if next_seconds is None or next_seconds > 0:
                 return self._poll_seconds if next_seconds is None else min(next_seconds, self._poll_seconds)
             deadline = time.monotonic() + lease_seconds - 1.25 * self._settings.timeout_seconds
-            claimed = await self._store.deliveries.claim_due(
-                limit=_CLAIM_LIMIT, lease_seconds=lease_seconds, without_hosts=full
-            )
+            claimed = await self._store.deliveries.claim_due(hosts, limit=_CLAIM_LIMIT, lease_seconds=lease_seconds)
             for delivery in claimed:
                 self._lanes.add(delivery.host, delivery, deadline)
             self._start_what_fits()
@@ -201,8 +204,13 @@ class Deliverer:
         at, started = self._now(), time.monotonic()
         try:
             # It may have been ended while it waited in its lane: its run deleted, its endpoint removed or disabled.
-            if (await self._store.deliveries.get(delivery.id)).status is not DeliveryStatus.PENDING:
+            current = await self._store.deliveries.get(delivery.id)
+            if current.status is not DeliveryStatus.PENDING:
                 log.info("a delivery was ended before it was sent", extra=_marks(delivery))
+                return False
+            if current.url != delivery.url:
+                # Claimed again, it waits in the lane of its new host.
+                await self._store.deliveries.release([delivery])
                 return False
             tried = await self._try(delivery)
             self._count_attempt(tried.answer.status_code)
@@ -252,7 +260,7 @@ class Deliverer:
         """Build, sign and post."""
         try:
             run = await self._store.runs.get(delivery.run_id)
-            if run.images_expired_at is not None:
+            if run.status is RunStatus.SUCCEEDED and run.images_expired_at is not None:
                 return _Tried(Answer(error="the images of the run have expired"), give_up=True, was_sent=False)
             answer = await self._send(delivery, run)
         except NotFound as error:

@@ -55,6 +55,15 @@ class Lanes:
         """Hosts with enough to do."""
         return frozenset(host for host, lane in self._lanes.items() if len(lane.waiting) >= self._max_waiting(host))
 
+    def proven_hosts(self) -> frozenset[str]:
+        """Hosts whose last try was taken soon."""
+        return frozenset(self._proven)
+
+    @property
+    def num_unproven_waiting(self) -> int:
+        """Deliveries that wait for hosts which are not proven."""
+        return sum(len(lane.waiting) for host, lane in self._lanes.items() if host not in self._proven)
+
     def has_room(self, host: str) -> bool:
         """Whether a lane that was full has been worked off by half."""
         return host not in self._lanes or len(self._lanes[host].waiting) <= self._max_waiting(host) // 2

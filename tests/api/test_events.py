@@ -123,3 +123,4 @@ def test_an_event_is_one_block_whatever_its_text_holds():
 
 def test_ids_are_read_with_care():
     assert [read_last_event_id(text) for text in (None, "", "7", "07", "x", "1" * 16)] == [0, 0, 7, 7, 0, 0]
+    assert read_last_event_id("9" * 15) == 2**31 - 1

@@ -11,6 +11,7 @@ import pytest
 
 from safelight.deployments import Defaults, Deployment, DeploymentStatus, Limits
 from safelight.envelope import ACCEPTED_MESSAGE
+from safelight.errors import TryLater
 from safelight.runs import Outcome, RunStatus
 
 from .house import EXAMPLE_BODY, solid_png
@@ -109,6 +110,34 @@ async def test_a_seed_is_drawn_for_each_run_that_names_none(house):
         )
         seeds.add((await house.store.runs.get(answer.json()["run_id"])).params.seed)
     assert len(seeds) == 5 and all(0 <= seed < 2**32 for seed in seeds)
+
+
+async def test_who_waits_is_answered_when_the_database_is_back(house, monkeypatch):
+    get, looks = house.store.runs.get, []
+
+    async def away_at_first(run_id, **options):
+        looks.append(run_id)
+        if len(looks) < 3:
+            raise TryLater("the database is away")
+        return await get(run_id, **options)
+
+    monkeypatch.setattr(house.store.runs, "get", away_at_first)
+    async with house.working():
+        answer = await house.predict(width=64, height=64)
+    assert answer.status_code == 200
+    assert answer.json()["run_id"] == looks[-1]
+
+
+async def test_pictures_that_cannot_be_read_are_told_with_the_runs_id(house, monkeypatch):
+    async def away(path):
+        raise TryLater("the pictures cannot be reached")
+
+    monkeypatch.setattr(house.store.images, "read", away)
+    async with house.working():
+        answer = await house.predict(width=64, height=64)
+    assert answer.status_code == 503
+    (run,) = (await house.client.get("/runs")).json()["runs"]
+    assert answer.json()["run_id"] == answer.headers["x-safelight-run-id"] == run["id"]
 
 
 async def test_one_idempotency_key_is_one_run_however_often_it_is_sent(house):

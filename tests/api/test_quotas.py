@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from safelight.errors import TryLater
 from safelight.keys import Allowance, Scope
 
 SMALL = {"width": 64, "height": 64, "num_inference_steps": 2}
@@ -60,6 +61,17 @@ async def test_what_no_waiting_would_allow_is_a_wrong_field(limited):
             answer = await ask(client, **body)
             assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, field)
             assert "retry-after" not in answer.headers
+
+
+async def test_an_answer_is_given_though_the_quotas_cannot_be_looked_up(house, limited, monkeypatch):
+    async def away(key_id):
+        raise TryLater("the database is away")
+
+    async with await limited(requests_per_minute=2) as client:
+        monkeypatch.setattr(house.store.ledger, "standings", away)
+        answer = await ask(client)
+    assert answer.status_code == 202
+    assert "ratelimit" not in answer.headers
 
 
 async def test_a_key_without_quotas_hears_nothing_of_them(house):

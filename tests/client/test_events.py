@@ -25,15 +25,16 @@ def test_events_come_in_order_with_what_they_say(stub: Stub, connect: MakeClient
         b": still here\n\n",
         event("started", 2),
         event("progress", steps_done=10, steps_total=50, eta_seconds=1.5),
+        event("preview"),
         event("image", 3, image_index=0, image_url=f"/runs/{RUN_ID}/images/0"),
         END,
     ]
     stub.on(EVENTS, stream(*said))
     events = list(connect(stub.url).events(RUN_ID))
-    assert kinds(events) == ["queued", "started", "progress", "image", "succeeded"]
-    assert [each.sequence for each in events] == [1, 2, None, 3, 5]
+    assert kinds(events) == ["queued", "started", "progress", "preview", "image", "succeeded"]
+    assert [each.sequence for each in events] == [1, 2, None, None, 3, 5]
     assert (events[2].steps_done, events[2].steps_total, events[2].eta_seconds) == (10, 50, 1.5)
-    assert events[3].image_index == 0
+    assert events[4].image_index == 0
     assert events[0].at == 1772366400.25
     assert "last-event-id" not in stub.seen[0].headers
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from safelight.errors import Conflict, InvalidFields, NotFound
 from safelight.runs import Delivery, DeliveryAttempt, DeliveryStatus, EndpointStatus, RunStatus, WebhookEndpoint
-from safelight.store import Store
+from safelight.store import Hosts, Store
 from safelight.store.database import now
 
 from .making import HOOK, SUCCEEDED, claim_one, draw, end_one, on_sqlite, submit
@@ -275,10 +275,14 @@ async def test_what_is_released_is_due_at_once_unless_someone_else_has_it(store:
 async def test_hosts_that_have_enough_to_do_are_left_out(store: Store) -> None:
     await end_one(store, webhook_endpoint="https://full.example/a")
     await end_one(store, webhook_endpoint=HOOK)
-    assert await store.deliveries.seconds_to_next(without_hosts={"full.example", "example.com"}) is None
-    [taken] = await store.deliveries.claim_due(limit=10, lease_seconds=60, without_hosts={"full.example"})
+    due = store.deliveries
+    assert await due.seconds_to_next(Hosts(without={"full.example", "example.com"})) is None
+    assert await due.seconds_to_next(Hosts(only=())) is None
+    assert await due.claim_due(Hosts(without={"full.example"}, only={"full.example"}), limit=10, lease_seconds=60) == []
+    [taken] = await due.claim_due(Hosts(without={"full.example"}), limit=10, lease_seconds=60)
     assert taken.url == HOOK
-    [left] = await store.deliveries.claim_due(limit=10, lease_seconds=60)
+    assert await due.seconds_to_next(Hosts(only={"full.example"})) == 0.0
+    [left] = await due.claim_due(Hosts(only={"full.example"}), limit=10, lease_seconds=60)
     assert left.host == "full.example"
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.engine import Connection
 
 from safelight.errors import InvalidFields, NotFound, Overloaded, RateLimited, TryLater
 from safelight.keys import (
@@ -23,7 +27,7 @@ from safelight.keys import (
     standings,
 )
 from safelight.runs import Outcome, Run, RunParams, RunStatus
-from safelight.store import Store
+from safelight.store import Store, ledger, retention
 from safelight.store.ledger import EXACT_SECONDS
 
 from .making import claim_one, draw, new_run, submit
@@ -208,6 +212,39 @@ async def test_usage_stays_when_runs_are_deleted_and_pruned_and_days_go_by(store
     assert sorted(map(tuple, days)) == [("a", 1, 2), ("b", 1, 1)], "one row for each day"
     assert await store.ledger.usage(since=time.time() - DAY_SECONDS) == []
     assert await store.ledger.usage(since=0, project="another") == []
+
+
+@pytest.mark.parametrize("kind", ["postgresql"], indirect=True)
+async def test_two_doors_that_tidy_up_at_once_count_what_was_used_once(
+    store: Store, neighbour: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await key_with(store)
+    await ask(store, key)
+    await store.runs.finish(await claim_one(store), Outcome(status=RunStatus.SUCCEEDED, run_time_ms=9.0))
+
+    async def both(work: Callable[[Connection], object]) -> None:
+        """Each has looked before either is done."""
+        meeting = threading.Barrier(2)
+        add = ledger._add
+
+        def add_late(*given: Any, **options: Any) -> None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                meeting.wait(0.5)
+            add(*given, **options)
+
+        monkeypatch.setattr(ledger, "_add", add_late)
+        await asyncio.gather(*(door._database.write(work) for door in (store, neighbour)))
+        monkeypatch.setattr(ledger, "_add", add)
+
+    async def num_used() -> int:
+        return sum(usage.num_runs for usage in await store.ledger.usage(since=0))
+
+    await both(lambda connection: retention.expire_runs(connection, -1.0))
+    assert (await store.runs.list())[0] == []
+    assert await num_used() == 1
+    await backdate(store, seconds=EXACT_SECONDS + DAY_SECONDS)
+    await both(ledger.merge_days)
+    assert await num_used() == 1
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ import time
 from collections.abc import Sequence
 
 import pytest
+import sqlalchemy as sa
 import standardwebhooks
 
 from safelight.runs import Delivery, DeliveryStatus, Run, RunStatus
-from safelight.store import Store
+from safelight.store import Hosts, Store
+from safelight.store.schema import runs
 from safelight.webhooks.signing import new_secret
 from safelight.webhooks.targets import TargetPolicy
 
@@ -287,6 +289,16 @@ async def test_a_run_deleted_on_the_way_ends_its_delivery_quietly(store: Store, 
     assert len(receiver.arrived) == 1
 
 
+async def test_a_run_that_failed_is_told_though_the_pictures_it_had_are_gone(store: Store, end_run: EndRun) -> None:
+    async with receiving() as receiver:
+        run = await end_run(receiver.url, RunStatus.FAILED)
+        expire = sa.update(runs).values(images_expired_at=1.0)
+        await store._database.write(lambda connection: connection.execute(expire))
+        async with delivering(store):
+            assert (await wait_for_end(store, run)).status is DeliveryStatus.DELIVERED
+    assert json.loads(receiver.arrived[0].body)["code"] == "out_of_memory"
+
+
 async def test_a_missing_image_is_tried_again_not_told_as_something_else(store: Store, end_run: EndRun) -> None:
     async with receiving() as receiver:
         run = await end_run(receiver.url)
@@ -348,10 +360,10 @@ async def test_trouble_of_the_store_is_outlived(
     real = store.deliveries.claim_due
     troubles = [OSError("the database went away"), OSError("and again")]
 
-    async def claim_due(**options: float) -> list[Delivery]:
+    async def claim_due(hosts: Hosts, *, limit: int, lease_seconds: float) -> list[Delivery]:
         if troubles:
             raise troubles.pop()
-        return await real(**options)  # type: ignore[arg-type]
+        return await real(hosts, limit=limit, lease_seconds=lease_seconds)
 
     monkeypatch.setattr(store.deliveries, "claim_due", claim_due)
     async with receiving() as receiver, delivering(store, poll_seconds=0.05):

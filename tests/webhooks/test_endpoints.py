@@ -14,7 +14,7 @@ import standardwebhooks
 
 from safelight.errors import TryLater
 from safelight.runs import Delivery, DeliveryStatus, EndpointStatus
-from safelight.store import Store
+from safelight.store import Hosts, Store
 from safelight.store.schema import runs
 
 from . import receiver as behaviours
@@ -143,9 +143,9 @@ async def test_hosts_that_are_full_are_left_out_and_the_others_go_on(
     asked: list[tuple[int, frozenset[str]]] = []
     real = store.deliveries.claim_due
 
-    async def claim_due(**options: object) -> list[Delivery]:
-        claimed = await real(**options)  # type: ignore[arg-type]
-        asked.append((len(claimed), options["without_hosts"]))  # type: ignore[arg-type]
+    async def claim_due(hosts: Hosts, *, limit: int, lease_seconds: float) -> list[Delivery]:
+        claimed = await real(hosts, limit=limit, lease_seconds=lease_seconds)
+        asked.append((len(claimed), frozenset(hosts.without)))
         return claimed
 
     async def resolve(host: str, port: int) -> Sequence[str]:
@@ -165,6 +165,49 @@ async def test_hosts_that_are_full_are_left_out_and_the_others_go_on(
             assert deliverer._lanes.num_waiting <= 7
     assert asked[0][1] == frozenset() and asked[-1][1] == {"tarpit.example"}
     assert sum(num for num, _ in asked) <= 10
+
+
+async def test_however_many_dead_hosts_wait_what_is_for_a_proven_one_is_claimed(
+    store: Store, end_run: EndRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safelight.webhooks.deliverer._CLAIM_LIMIT", 4)
+    monkeypatch.setattr("safelight.webhooks.deliverer._MAX_UNPROVEN_WAITING", 8)
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        return ["127.0.0.1"]
+
+    async with (
+        receiving(behaviours.is_silent) as tarpit,
+        receiving() as good,
+        delivering(store, resolve=resolve, timeout_seconds=15) as deliverer,
+    ):
+        await end_run(good.url)
+        await until(lambda: good.arrived)
+        for number in range(40):
+            await end_run(tarpit.url.replace("127.0.0.1", f"dead{number}.example"))
+        await until(lambda: tarpit.num_open == 24)
+        await until(lambda: deliverer._lanes.num_unproven_waiting >= 8)
+        await end_run(good.url)
+        await until(lambda: len(good.arrived) == 2, 10)
+        assert deliverer._lanes.num_unproven_waiting < 8 + 4
+
+
+async def test_what_waits_for_an_endpoint_goes_to_where_that_has_moved(store: Store, end_run: EndRun) -> None:
+    release = asyncio.Event()
+
+    async def slowly(writer: asyncio.StreamWriter, request: behaviours.Arrived) -> None:
+        await release.wait()
+        await answers(200)(writer, request)
+
+    async with receiving(slowly) as before, receiving() as after, delivering(store) as deliverer:
+        endpoint, _ = await store.webhook_endpoints.create(before.url)
+        for _ in range(4):
+            await end_run(None)
+        await until(lambda: before.num_open == 2 and deliverer._lanes.num_waiting == 2)
+        await store.webhook_endpoints.update(endpoint.id, url=after.url)
+        release.set()
+        await until(lambda: all_ended(store))
+    assert (len(before.arrived), len(after.arrived)) == (2, 2)
 
 
 async def test_a_full_lane_is_filled_again_as_soon_as_it_is_worked_off(
@@ -189,11 +232,11 @@ async def test_a_store_in_trouble_is_asked_less_and_less_and_the_log_stays_short
     real = store.deliveries.seconds_to_next
     asked_at: list[float] = []
 
-    async def seconds_to_next(**options: object) -> float | None:
+    async def seconds_to_next(hosts: Hosts) -> float | None:
         asked_at.append(time.monotonic())
         if len(asked_at) <= 5:
             raise OSError("the database went away")
-        return await real(**options)  # type: ignore[arg-type]
+        return await real(hosts)
 
     monkeypatch.setattr(store.deliveries, "seconds_to_next", seconds_to_next)
     async with receiving() as receiver, delivering(store, poll_seconds=0.05):
@@ -210,7 +253,7 @@ async def test_a_store_in_trouble_is_asked_less_and_less_and_the_log_stays_short
 async def test_a_busy_store_needs_no_traceback(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def seconds_to_next(**_: object) -> float | None:
+    async def seconds_to_next(hosts: Hosts) -> float | None:
         raise TryLater("the database is busy")
 
     monkeypatch.setattr(store.deliveries, "seconds_to_next", seconds_to_next)

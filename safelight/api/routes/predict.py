@@ -15,7 +15,7 @@ from safelight.api.middleware import trace_of
 from safelight.api.openapi import predict_route
 from safelight.api.receiving import read_json_body
 from safelight.api.service import Service
-from safelight.errors import FieldError, InvalidFields
+from safelight.errors import FieldError, InvalidFields, SafelightError
 from safelight.runs import Run
 
 PREDICT_PATHS = (
@@ -66,8 +66,12 @@ async def predict(
 
 
 async def _answer_when_done(service: Service, run: Run) -> Answer:
-    done = await service.wait(run)
-    return native.from_run(done, await service.read_images(done))
+    try:
+        done = await service.wait(run)
+        return native.from_run(done, await service.read_images(done))
+    except SafelightError as error:
+        error.run_id = run.id
+        raise
 
 
 async def _unless_gone(request: Request, answering: Awaitable[Answer]) -> Answer | None:
