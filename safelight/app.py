@@ -106,7 +106,7 @@ async def serve_api(settings: Settings, door: socket.socket, *, tracing: Tracing
 async def run_worker(settings: Settings, device: str, *, worker_id: str | None = None, tracing: Tracing = OFF) -> None:
     """Work on `device` until told to stop. `worker_id` is the same after every start; unset: machine and device."""
     from safelight.janitor import Janitor
-    from safelight.worker import Worker
+    from safelight.worker import EngineHung, Worker
 
     async with await open_store(settings, tracing=tracing) as store:
         engine = engine_for(settings, device)
@@ -121,7 +121,12 @@ async def run_worker(settings: Settings, device: str, *, worker_id: str | None =
         janitor = Janitor(store, settings.store, settings.worker)
         with _signals_to(worker.stop):
             async with _beside(janitor.run_beside_worker()):
-                await worker.run()
+                try:
+                    await worker.run()
+                except EngineHung as error:
+                    log.critical("the engine hung", extra={"reason": str(error)})
+                    # A device call that hangs cannot be joined, on whichever thread: leave without waiting for any.
+                    os._exit(HUNG_EXIT_STATUS)
         await engine.close()
 
 
@@ -202,19 +207,8 @@ def main(arguments: list[str]) -> int:
         if role == "api":
             asyncio.run(serve_api(settings, socket.socket(fileno=int(what)), tracing=tracing))
             return 0
-        return _work(settings, what, name[0] if name else None, tracing)
-
-
-def _work(settings: Settings, device: str, worker_id: str | None, tracing: Tracing) -> int:
-    from safelight.worker import EngineHung
-
-    try:
-        asyncio.run(run_worker(settings, device, worker_id=worker_id, tracing=tracing))
-    except EngineHung as error:
-        log.critical("the engine hung", extra={"reason": str(error)})
-        # A hung device call cannot be joined: leave without waiting for its thread.
-        os._exit(HUNG_EXIT_STATUS)
-    return 0
+        asyncio.run(run_worker(settings, what, worker_id=name[0] if name else None, tracing=tracing))
+        return 0
 
 
 if __name__ == "__main__":

@@ -106,4 +106,7 @@ async def _every(seconds: float, action: Callable[[], Awaitable[object]]) -> Non
             await action()
         except SafelightError as error:
             log.error("could not tidy up; trying again", extra={"reason": error.message})
+        except Exception:
+            # What is left lying about is no reason to end the process, and the runs it has.
+            log.exception("could not tidy up; trying again")
         await asyncio.sleep(seconds)

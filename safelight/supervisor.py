@@ -55,6 +55,12 @@ class _Child:
     def is_alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    def wait_longer(self, now: float) -> float:
+        """Put the next start off, for longer each time; for how long."""
+        self.backoff_seconds = min(max(2 * self.backoff_seconds, 0.5), _LONGEST_BACKOFF_SECONDS)
+        self.not_before = now + self.backoff_seconds
+        return self.backoff_seconds
+
 
 class Supervisor:
     """Binds the address, so that it stays taken and connections wait while an API process is restarted."""
@@ -137,8 +143,15 @@ class Supervisor:
         now = time.monotonic()
         if child.process is not None:
             self._bury(child, now)
-        if now >= child.not_before:
+        if now < child.not_before:
+            return
+        try:
             self._start(child)
+        except OSError as error:
+            # No memory or no process to be had for now: the others go on meanwhile.
+            extra = {"child": child.name, "reason": str(error), "again_in": child.wait_longer(now)}
+            log.error("a process cannot be started", extra=extra)
+        else:
             self._instruct(child)
 
     def _start(self, child: _Child) -> None:
@@ -152,9 +165,10 @@ class Supervisor:
     def _bury(self, child: _Child, now: float) -> None:
         """Note a death, and wait longer before the next start each time the child dies young."""
         assert child.process is not None
-        is_young = now - child.started_at < _HEALTHY_AFTER_SECONDS
-        child.backoff_seconds = min(max(2 * child.backoff_seconds, 0.5), _LONGEST_BACKOFF_SECONDS) if is_young else 0.0
-        child.not_before = now + child.backoff_seconds
+        if now - child.started_at < _HEALTHY_AFTER_SECONDS:
+            child.wait_longer(now)
+        else:
+            child.backoff_seconds, child.not_before = 0.0, now
         extra = {"child": child.name, "exit_status": child.process.returncode, "again_in": child.backoff_seconds}
         log.error("a process died and is started again", extra=extra)
         child.process = None

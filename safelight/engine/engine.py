@@ -168,13 +168,15 @@ class Engine:
         if not self._make_room(key, params):
             self._events.append((run.run_id, AssignmentFailed(faults.OUT_OF_MEMORY, 0.0)))
             return
-        self._runs[run.run_id] = run
         for index in assignment.indices:
             task = ImageTask(run=run, index=index, seed=params.seed + index, key=key, table=table)
             if assignment.checkpoint is not None:
                 assignment.checkpoint.take_up(task)
             run.tasks.append(task)
             run.steps_done += task.cursor
+        # What failed before this has left nothing of the run behind.
+        self._runs[run.run_id] = run
+        for task in run.tasks:
             if task.num_steps_left:
                 self._scheduler.admit(task)
             else:
@@ -252,9 +254,6 @@ class Engine:
             else:
                 self._events.append((run.run_id, outcome))
         alive = tuple(task for task in batch.tasks if task.run.run_id in self._runs)
-        for task in alive:
-            if not task.has_begun:
-                begin(task)
         return Batch(batch.key, alive) if alive else None
 
     def _with_room(self, work: Callable[[], T | RunError]) -> T | RunError:
@@ -285,6 +284,9 @@ class Engine:
     def _draw(self, batch: Batch) -> None:
         device = batch.tasks[0].run.model.device
         try:
+            for task in batch.tasks:
+                if not task.has_begun:
+                    begin(task)
             with self._accounts.step(batch), watch_peak(device) as peak:
                 rows = self._rows_of(batch)
                 rows.advance()

@@ -20,12 +20,31 @@ OUT_OF_MEMORY = RunError(
 MODEL_UNLOADED = RunError("model_unloaded", "the model was unloaded while this run was under way; send the run again")
 ENGINE_STOPPED = RunError("engine_stopped", "the engine was stopped before this run was finished; send the run again")
 
+ENGINE_LOST = RunError(
+    "engine_lost",
+    "the engine failed in a way that only a new process recovers from; start it again, and look at its log",
+)
+MAY_BE_THE_DEVICE = frozenset({"encode_failed", "engine_failed", "decode_failed"})
+"""Codes of runs that failed of themselves, or of a device that is lost."""
+
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the device or the host had no room. torch's CPU allocator says so only in words."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def is_lost(device: str) -> bool:
+    """Whether the device takes no more work from this process, as a GPU does after a kernel has read where it must
+    not. Waits for what the device still has to do."""
+    if not device.startswith("cuda"):
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
 
 
 def model_not_loaded(model_key: str) -> RunError:

@@ -40,6 +40,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class DeviceLost(Exception):
+    """A device takes no more work from this process. The runs it had did not fail of themselves."""
+
+
 @dataclass(slots=True, eq=False)
 class _Stream:
     """The events of one assignment on their way to its reader."""
@@ -95,6 +99,7 @@ class EngineHost:
         self._tell: Callable[[ModelState], Awaitable[None]] = _tell_nobody
         self._progress_at = now()
         self._is_stopping = False
+        self._is_lost = False
         self._thread: threading.Thread | None = None
         self._models: Residents | None = None
 
@@ -146,6 +151,12 @@ class EngineHost:
         return self._now() - self._progress_at if self._streams else 0.0
 
     @property
+    def is_lost(self) -> bool:
+        """Its thread has ended over a fault, or its device takes no more work from this process. Its runs end with
+        AssignmentFailed, code `engine_lost`, and only a new process can draw them."""
+        return self._is_lost
+
+    @property
     def figures(self) -> EngineFigures:
         """What the engine has done so far."""
         return self._engine.figures
@@ -168,7 +179,9 @@ class EngineHost:
         self.cancel(assignment.run_id)
         stream = _Stream(assignment.run_id, len(assignment.indices))
         self._streams.setdefault(stream.run_id, deque()).append(stream)
-        if self._is_stopping or self._thread is None:
+        if self._is_lost:
+            self._deliver([_failed(stream.run_id, faults.ENGINE_LOST)])
+        elif self._is_stopping or self._thread is None:
             self._deliver([_failed(stream.run_id, faults.ENGINE_STOPPED)])
         else:
             self._commands.put(lambda: self._submit(assignment))
@@ -259,6 +272,11 @@ class EngineHost:
                     del self._streams[run_id]
             stream.events.put_nowait(event)
 
+    def _lose(self) -> None:
+        """Thread: the event loop's. Whoever reads is told, and whoever comes."""
+        self._is_lost = True
+        self._deliver([_failed(run_id, faults.ENGINE_LOST) for run_id, each in self._streams.items() for _ in each])
+
     def _submit(self, assignment: Assignment) -> None:
         """Thread: the engine's."""
         try:
@@ -269,12 +287,22 @@ class EngineHost:
 
     def _run(self) -> None:
         """Thread: the engine's."""
+        try:
+            self._loop()
+        except Exception:
+            log.critical("the engine cannot go on", exc_info=True)
+            with contextlib.suppress(RuntimeError):
+                self._event_loop.call_soon_threadsafe(self._lose)
+
+    def _loop(self) -> None:
         while not (self._is_stopping and self._commands.empty() and not self._engine.has_work):
             self._take_commands()
             # Runs that a command ended are told of now, not after a step of the others.
             self._publish(self._engine.take_events())
             if self._engine.has_work:
-                self._publish(self._step())
+                events = self._step()
+                self._check_device(events)
+                self._publish(events)
 
     def _take_commands(self) -> None:
         """All that wait; without work, wait for one (a little while, so that stopping is seen)."""
@@ -291,6 +319,12 @@ class EngineHost:
             log.exception("the engine's step failed; every run under way is given up")
             self._engine.fail_all(faults.engine_failed(error))
             return self._engine.take_events()
+
+    def _check_device(self, events: list[tuple[str, EngineEvent]]) -> None:
+        """Before a run is told that it failed. Raises DeviceLost."""
+        failures = (event.error.code for _, event in events if isinstance(event, AssignmentFailed))
+        if not faults.MAY_BE_THE_DEVICE.isdisjoint(failures) and faults.is_lost(self._device):
+            raise DeviceLost(f"{self._device} takes no more work from this process")
 
     def _publish(self, events: list[tuple[str, EngineEvent]]) -> None:
         if not events:

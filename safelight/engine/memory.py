@@ -41,6 +41,7 @@ class MemoryPlan:
     def forget(self, model_key: str) -> None:
         """The model is unloaded."""
         self._widths.pop(model_key, None)
+        self._row_bytes = {key: each for key, each in self._row_bytes.items() if key.model_key != model_key}
 
     def record(self, key: BatchKey, num_rows: int, peak_bytes: int) -> None:
         """A step of so many rows took so much at its worst."""

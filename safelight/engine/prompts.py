@@ -32,7 +32,8 @@ class PromptCache:
     ) -> Conditioning:
         """The conditioning of `text`, from the cache where it is there."""
         asked = (model_key, text, is_negative, loras, num_windows)
-        if not text:
+        # Of LoRAs there are as many scales as numbers.
+        if not text and not loras:
             if asked not in self._empty:
                 self._empty[asked] = model.encode(text, is_negative=is_negative, num_windows=num_windows)
             return self._empty[asked]

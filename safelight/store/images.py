@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import logging
 import os
 import re
 import time
@@ -17,8 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from safelight.errors import ConfigError, NotFound, StorageFull
+from safelight.errors import ConfigError, NotFound, StorageFull, TryLater
 from safelight.runs import OutputFormat
+
+log = logging.getLogger(__name__)
 
 _RUN_ID = re.compile(r"[0-9A-Za-z_-]{2,64}")
 _PATH = re.compile(r"[0-9A-Za-z_-]{2}/[0-9A-Za-z_-]{2,64}/\d+-\d+\.[a-z]+")
@@ -106,10 +109,12 @@ class ImageFolder:
         try:
             return await asyncio.to_thread(self._write, path, content)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            message = "the disk of the data folder is full; free some space"
-            raise StorageFull(message, retry_after_seconds=30.0) from error
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                message = "the disk of the data folder is full; free some space"
+                raise StorageFull(message, retry_after_seconds=30.0) from error
+            log.exception("a picture cannot be written")
+            message = f"the pictures cannot be written ({error.strerror}); the server's log says more"
+            raise TryLater(message, retry_after_seconds=30.0) from error
 
     async def prepare(self, run_id: str) -> None:
         folder = f"{self._root}/{shelf_of(run_id)}/{run_id}"
@@ -162,18 +167,18 @@ class ImageFolder:
         # What is there already was left by a claim that the database has forgotten: power was cut, or it was restored.
         with suppress(FileNotFoundError):
             os.unlink(file)
-        try:
-            # Under its own name at once: nobody looks there before a row names it, and none does before it is whole.
-            with open(file, "xb") as opened:
+        # Under its own name at once: nobody looks there before a row names it, and none does before it is whole.
+        with open(file, "xb") as opened:
+            try:
                 opened.write(data)
                 opened.flush()
                 # The disk takes several times longer, and a processor is free meanwhile.
                 digest = self._hashing.submit(_sha256, data)
                 os.fsync(opened.fileno())
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(file)
-            raise
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(file)
+                raise
         sync_folder(folder)
         return StoredImage(path, len(data), digest.result())
 
@@ -206,8 +211,13 @@ class ImageFolder:
         if self._thumbnails is not None:
             files += [f"{self._thumbnails}/{small_name(path)}" for path in paths]
         for file in files:
-            with suppress(FileNotFoundError):
+            try:
                 os.unlink(file)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                # Whatever it is comes to a sweep again; the others go meanwhile.
+                log.error("a picture cannot be removed", extra={"path": file, "reason": str(error)})
         for folder in {os.path.dirname(file) for file in files}:
             with suppress(OSError):
                 os.rmdir(folder)

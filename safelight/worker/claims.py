@@ -214,6 +214,8 @@ class Worker:
         with self._store.notifications.listen("cancel") as listener:
             while True:
                 is_cancel = await listener.wait(self._settings.progress_seconds)
+                if self._engine.is_lost:
+                    raise EngineHung("its thread has ended, or its device takes no more work")
                 if self._engine.seconds_since_progress > self._settings.stall_seconds:
                     raise EngineHung(f"no step finished for {self._settings.stall_seconds:.0f} s")
                 is_renewal = self._now() - renewed_at >= self._settings.heartbeat_seconds

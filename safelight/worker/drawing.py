@@ -17,7 +17,7 @@ from safelight.engine.events import (
     PreviewReady,
     StepDone,
 )
-from safelight.engine.faults import ENGINE_STOPPED
+from safelight.engine.faults import ENGINE_LOST, ENGINE_STOPPED
 from safelight.engine.host import EngineHost
 from safelight.engine.tasks import Assignment
 from safelight.errors import ModelError, Stopping
@@ -122,6 +122,9 @@ class Drawing:
                 case AssignmentFailed(error, run_time_ms):
                     if error.code == ENGINE_STOPPED.code:
                         raise Stopping(error.message)
+                    if error.code == ENGINE_LOST.code:
+                        # This process ends; the next one queues the run again, and counts the attempt.
+                        await asyncio.Future()
                     return held.outcome(RunStatus.FAILED, run_time_ms, error)
         raise AssertionError("the engine ended an assignment without an end event")
 

@@ -11,7 +11,7 @@ import pytest
 from safelight.engine.checkpoints import Checkpoint, pack, unpack
 from safelight.engine.engine import Engine
 from safelight.engine.events import AssignmentDone, CheckpointTaken, EngineEvent, ImageReady, StepDone
-from safelight.engine.tasks import Assignment
+from safelight.engine.tasks import Assignment, ImageTask
 from safelight.runs import RunParams, SamplerName
 from safelight.testing import FakeModel
 
@@ -64,6 +64,21 @@ def test_a_run_that_goes_on_ends_in_the_very_pixels_of_one_that_was_left_alone(s
         assert model.calls["predict"] == num_calls - min(cursors), "no step is repeated"
         for index, picture in pictures_of(resumed).items():
             assert np.array_equal(picture, pictures_of(undisturbed)[index])
+
+
+def test_a_checkpoint_that_finds_no_memory_leaves_nothing_of_its_run_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = taken(draw(make_engine(), assign("r", CAT)))[3]
+    engine = make_engine()
+
+    def take_up(self: Checkpoint, task: ImageTask) -> None:
+        if task.index == 1:
+            raise MemoryError
+
+    monkeypatch.setattr(Checkpoint, "take_up", take_up)
+    with pytest.raises(MemoryError):
+        engine.submit(replace(assign("r", CAT), checkpoint=checkpoint))
+    assert not engine.has_work
+    assert isinstance(draw(engine, assign("r", CAT))[-1], AssignmentDone)
 
 
 def test_progress_goes_on_where_it_was() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from safelight.engine.beginnings import begin
 from safelight.engine.checkpoints import Snapshot
 from safelight.engine.engine import Engine
 from safelight.engine.events import (
@@ -20,8 +21,10 @@ from safelight.engine.events import (
     ImageReady,
     StepDone,
 )
+from safelight.engine.prompts import PromptCache
 from safelight.engine.samplers import step_table
-from safelight.runs import RunParams, SamplerName
+from safelight.engine.tasks import ImageTask
+from safelight.runs import LoraUse, RunParams, SamplerName
 from safelight.testing import FakeModel, colour_of, value_of
 
 from .drawing import assign, code_of, pictures_of, run_out
@@ -216,6 +219,13 @@ def test_the_prompt_cache_forgets_the_least_recently_used_but_never_the_empty() 
     assert model.calls["encode"] == 5, "empty, a, b, c, and b again"
 
 
+def test_the_empty_prompt_of_a_lora_is_forgotten_like_any_other() -> None:
+    cache = PromptCache(size=2)
+    for number in range(5):
+        cache.encode("fake@1", FakeModel(), "", loras=(LoraUse("ink", number / 10),))
+    assert len(cache._kept) + len(cache._empty) == 2
+
+
 def test_text_beyond_the_window_is_reported_word_for_word() -> None:
     long = "one two three four five six seven eight Nine TEN"
     guided = replace(CAT, prompt=long, negative_prompt=long + " eleven", guidance_scale=2.0)
@@ -247,6 +257,18 @@ def test_a_bad_row_fails_alone_and_its_neighbours_get_their_pictures(prompt: str
         assert isinstance(told[run_id][-1], AssignmentDone)
         for picture in pictures_of(told[run_id]).values():  # type: ignore[arg-type]
             assert set(picture.flat) == {colour_of(params.prompt)}
+
+
+def test_a_run_that_finds_no_memory_to_begin_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin_unless_bad(task: ImageTask) -> None:
+        if task.run.run_id == "bad":
+            raise MemoryError
+        begin(task)
+
+    monkeypatch.setattr("safelight.engine.engine.begin", begin_unless_bad)
+    told = draw(FakeModel(), bad=CAT, good=CAT, better=CAT)
+    assert code_of(told["bad"]) == "out_of_memory"
+    assert all(isinstance(told[run_id][-1], AssignmentDone) for run_id in ("good", "better"))
 
 
 def test_after_a_failure_the_survivors_travel_together_again() -> None:

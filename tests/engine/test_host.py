@@ -190,6 +190,31 @@ async def test_a_failure_of_the_loop_itself_answers_everyone_and_the_engine_live
         assert isinstance((await events_of(host.generate(assign("s", CAT))))[-1], AssignmentDone)
 
 
+@pytest.mark.parametrize("where", ["denoiser", "loop"])
+async def test_a_lost_device_ends_the_engine_and_answers_everyone_now_and_later(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    model = FakeModel(step_seconds=0.005)
+    async with hosting(lambda folder: model) as host:
+        monkeypatch.setattr("safelight.engine.faults.is_lost", lambda device: True)
+        under_way = [asyncio.create_task(events_of(host.generate(assign(f"r{number}", LONG)))) for number in range(2)]
+        await asyncio.sleep(0.05)
+        target, name = (model, "predict") if where == "denoiser" else (host._engine._accounts, "settle")
+        monkeypatch.setattr(target, name, lambda *given, **options: 1 / 0)
+        assert [code_of(await events) for events in under_way] == ["engine_lost"] * 2
+        assert host.is_lost
+        assert code_of(await events_of(host.generate(assign("s", CAT)))) == "engine_lost"
+
+
+async def test_a_command_that_fails_ends_the_engine_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with hosting(lambda folder: FakeModel(step_seconds=0.005)) as host:
+        waiting = asyncio.create_task(events_of(host.generate(assign("r", LONG))))
+        await asyncio.sleep(0.05)
+        monkeypatch.setattr(host._engine, "watch", lambda run_id: 1 / 0)
+        host.watch("r")
+        assert code_of(await waiting) == "engine_lost"
+
+
 async def test_an_unknown_model_is_answered() -> None:
     async with hosting(lambda folder: FakeModel()) as host:
         events = await events_of(host.generate(assign("r", CAT, model_key="none@1")))

@@ -46,8 +46,11 @@ def test_a_model_in_float32_takes_twice_as_much() -> None:
     assert plan.max_pixels == 4 * PIXELS
     assert plan.max_rows(SMALL, PIXELS) == 8 * DECODE_BYTES // (2 * ROW_BYTES)
     assert plan.max_rows(SMALL, 4 * PIXELS + 8) == 0
+    plan.record(SMALL, 1, 8 * PIXELS * DECODE_BYTES)
+    assert plan.max_rows(SMALL, PIXELS) == 1
     plan.forget(SMALL.model_key)
     assert plan.max_pixels == 8 * PIXELS
+    assert plan.max_rows(SMALL, PIXELS) == 8 * DECODE_BYTES // ROW_BYTES, "what was measured went with the model"
 
 
 def test_batches_stay_within_the_budget() -> None:

@@ -48,16 +48,12 @@ def _serve(settings: Settings, door: socket.socket) -> int:
 def _work(settings: Settings, name: str, model: Callable[[], FakeModel]) -> int:
     # The API's process loads neither of these.
     from safelight.engine.host import EngineHost
-    from safelight.worker import EngineHung
 
     def engine_for(settings: Settings, device: str) -> EngineHost:
         return EngineHost(settings.engine, load=lambda folder: model())
 
     safelight.app.engine_for = engine_for
-    try:
-        asyncio.run(safelight.app.run_worker(settings, name))
-    except EngineHung:
-        return safelight.app.HUNG_EXIT_STATUS
+    asyncio.run(safelight.app.run_worker(settings, name))
     return 0
 
 

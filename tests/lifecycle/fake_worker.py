@@ -2,7 +2,7 @@
 
     python -m tests.lifecycle.fake_worker DATA, with the settings on standard input
 
-A prompt of "hang" stops the first process that draws it for ever.
+A prompt of "hang" stops the first process that draws it for ever; one of "lose" takes it its device.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 import safelight.app
 from safelight.config import Settings
+from safelight.engine import faults
 from safelight.engine.host import EngineHost
 from safelight.testing import FakeModel, value_of
 
@@ -33,6 +34,10 @@ class Slow(FakeModel):
         if value_of("hang") in conditioning[:, 0, 0].tolist() and not (self._folder / "has hung").exists():
             (self._folder / "has hung").touch()
             time.sleep(3600)
+        if value_of("lose") in conditioning[:, 0, 0].tolist() and not (self._folder / "was lost").exists():
+            (self._folder / "was lost").touch()
+            faults.is_lost = lambda device: True
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         denoised = super().predict(x, sigma, timestep, conditioning)
         with (self._folder / "steps").open("a") as file:
             file.write(f"{float(timestep[0])}\n")

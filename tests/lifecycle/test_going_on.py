@@ -130,14 +130,15 @@ async def test_a_stopped_worker_saves_what_it_gives_back_and_not_a_step_is_repea
     assert np.array_equal(await pixels(store, ended), await pixels(store, undisturbed))
 
 
-async def test_a_hung_engine_lets_its_lease_go_and_its_process_end_and_the_run_is_finished_elsewhere(
-    store: Store, start: Start
+@pytest.mark.parametrize(("prompt", "stall_seconds"), [("hang", 1), ("lose", 300)])
+async def test_an_engine_that_hangs_or_loses_its_device_ends_its_process_and_the_run_is_finished_elsewhere(
+    store: Store, start: Start, prompt: str, stall_seconds: float
 ) -> None:
-    run = await submit(store, replace(PARAMS, prompt="hang", num_inference_steps=4))
-    hanging = start(stall_seconds=1, heartbeat_seconds=0.2, lease_seconds=30)
-    assert await asyncio.to_thread(hanging.wait, 60) == HUNG_EXIT_STATUS
+    run = await submit(store, replace(PARAMS, prompt=prompt, num_inference_steps=4))
+    failing = start(stall_seconds=stall_seconds, heartbeat_seconds=0.2, lease_seconds=30)
+    assert await asyncio.to_thread(failing.wait, 60) == HUNG_EXIT_STATUS
     held = await store.runs.get(run.id)
-    assert held.status is RunStatus.RUNNING, "a hung worker gives nothing back: it may hang there too"
+    assert held.status is RunStatus.RUNNING, "such a worker gives nothing back: it may be the run's doing"
 
     start()
     ended = await reach(store, run.id, 4)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from safelight.errors import NotFound, StorageFull
+from safelight.errors import NotFound, StorageFull, TryLater
 from safelight.runs import OutputFormat
 from safelight.store import ImageFolder, Images, Store
 from safelight.store.image_bucket import ImageBucket
@@ -194,7 +194,7 @@ async def test_the_sweep_tries_to_remove_no_folder_that_has_pictures(
 async def test_what_cannot_be_prepared_is_said_by_the_write(folder: ImageFolder, tmp_path: Path) -> None:
     (tmp_path / "images").touch()
     await folder.prepare(RUN_ID)
-    with pytest.raises(OSError):
+    with pytest.raises(TryLater, match="Not a directory"):
         await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")
 
 
@@ -274,6 +274,40 @@ async def test_a_full_disk_is_said_and_leaves_nothing(
     with pytest.raises(StorageFull):
         await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")
     assert [path for path in (tmp_path / "images").rglob("*") if path.is_file()] == []
+
+
+async def test_a_disk_that_takes_nothing_is_said_and_may_take_it_later(
+    folder: ImageFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", broken)
+        with pytest.raises(TryLater, match="Input/output error"):
+            await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")
+    assert "a picture cannot be written" in caplog.text
+    assert await folder.read((await folder.write(RUN_ID, 0, 1, OutputFormat.PNG, b"light")).path) == b"light"
+
+
+async def test_a_file_that_cannot_be_removed_keeps_no_other_from_going(
+    folder: ImageFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck, free = [(await folder.write(RUN_ID, index, 1, OutputFormat.PNG, b"light")).path for index in range(2)]
+    unlink = os.unlink
+
+    def refuse(file: str) -> None:
+        if file.endswith(stuck):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        await folder.remove([stuck, free])
+    assert stuck in caplog.records[0].path  # type: ignore[attr-defined]
+    assert await folder.read(stuck) == b"light"
+    with pytest.raises(NotFound):
+        await folder.read(free)
 
 
 async def test_the_sweep_takes_old_files_that_no_row_names(store: Store, data: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from safelight import supervisor
+from safelight.config import Settings
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,30 @@ def test_a_machine_whose_gpu_torch_cannot_use_draws_on_the_cpu_and_says_why(
     with caplog.at_level(logging.WARNING):
         assert supervisor._devices() == ("cpu",)
     assert reason in caplog.text and "safelight doctor" in caplog.text
+
+
+def test_a_process_that_cannot_be_started_is_tried_again_and_the_others_live_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    troubles = [OSError(11, "Resource temporarily unavailable")]
+
+    def start(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
+        if troubles:
+            raise troubles.pop()
+        return subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+    monkeypatch.setattr(supervisor, "start_child", start)
+    watching = supervisor.Supervisor(Settings(data=tmp_path), announce=lambda what: None)
+    child = supervisor._Child("worker cpu", ("worker", "cpu"), {})
+    watching._revive(child)
+    assert "a process cannot be started" in caplog.text and not child.is_alive
+    assert child.not_before > time.monotonic()
+    watching._revive(child)
+    assert not child.is_alive, "not before its time"
+    child.not_before = 0.0
+    watching._revive(child)
+    assert child.is_alive
+    supervisor._kill(child)
 
 
 def test_every_gpu_is_drawn_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,36 @@
+"""The janitor beside the processes that serve."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+from pathlib import Path
+
+import pytest
+
+from safelight.config import StoreSettings, WorkerSettings
+from safelight.janitor import Janitor
+from safelight.store import Store
+
+
+async def test_a_disk_in_trouble_ends_neither_the_janitor_nor_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rounds = asyncio.Event()
+
+    async def sweep(**options: object) -> int:
+        if "could not tidy up" in caplog.text:
+            rounds.set()
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    async with await Store.open(tmp_path) as store:
+        monkeypatch.setattr(store, "sweep_checkpoints", sweep)
+        janitor = Janitor(store, StoreSettings(prune_interval_seconds=0.01), WorkerSettings())
+        tidying = asyncio.create_task(janitor.run_beside_worker())
+        await asyncio.wait({tidying, asyncio.create_task(rounds.wait())}, timeout=10, return_when="FIRST_COMPLETED")
+        assert rounds.is_set() and not tidying.done()
+        tidying.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await tidying
+    assert "Read-only file system" in caplog.text
