@@ -134,7 +134,9 @@ class EngineSettings(_Section):
         description="Host memory, in millions of bytes, for models moved out of a GPU. Unset: half of it, shared by"
         " the GPUs; 0: they are dropped.",
     )
-    prompt_cache_size: int = Field(256, ge=0, description="Encoded prompts kept.")
+    prompt_cache_size: int = Field(
+        256, ge=0, description="Encoded prompts kept; a long one counts for each of its windows."
+    )
 
 
 class WebhookSettings(_Section):

@@ -85,8 +85,16 @@ def _scaled(data: bytes, mode: str, height: int, width: int) -> Image.Image:
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(data), formats=list(_FORMATS)) as image:
-        shown = ImageOps.exif_transpose(image).convert(mode)
+        shown = _with_8_bits(ImageOps.exif_transpose(image)).convert(mode)
     return shown if shown.size == (width, height) else shown.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _with_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, scaled: Pillow's own conversion takes all but the darkest 255 shades for white."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode.startswith("I") else image
 
 
 def _shape_of(image: Image.Image) -> InputShape:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from pydantic import SecretStr
+
 from safelight.cli.options import ConfigOption, DataOption, JsonOption, settings_of
 from safelight.cli.output import say
+
+_MASK = str(SecretStr("any"))
 
 
 def config(data: DataOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
@@ -26,12 +30,18 @@ def _toml(tree: dict[str, object], path: str = "") -> Iterator[str]:
         yield f"\n[{path}]"
     for key, value in tree.items():
         if key not in sections:
-            # JSON's texts, numbers, truths and lists are TOML's as well.
-            yield (
-                f"# {_key(key)} is unset" if value is None else f"{_key(key)} = {json.dumps(value, ensure_ascii=False)}"
-            )
+            yield _line(_key(key), value)
     for key, value in sections.items():
         yield from _toml(value, f"{path}.{_key(key)}" if path else _key(key))
+
+
+def _line(key: str, value: object) -> str:
+    if value is None:
+        return f"# {key} is unset"
+    if value == _MASK:
+        return f"# {key} is set, and a secret; keep it in the environment"
+    # JSON's texts, numbers, truths and lists are TOML's as well.
+    return f"{key} = {json.dumps(value, ensure_ascii=False)}"
 
 
 def _key(name: str) -> str:

@@ -15,12 +15,13 @@ import typer
 
 import safelight
 from safelight.cli.options import JsonOption
-from safelight.cli.output import explain, say, say_json
+from safelight.cli.output import explain, printable, say, say_json
 from safelight.errors import ModelError
 from safelight.families import TITLES, family_of
 from safelight.headers import read_header
 
 _MAX_ANSWER_BYTES = 2**16
+_MAX_REASON_CHARS = 300
 _MAX_SECONDS = 3600.0
 _PACKAGES = Path(safelight.__file__).parent.parent
 
@@ -67,7 +68,7 @@ def _convert(file: Path, target: Path) -> dict[str, object]:
         with os.fdopen(descriptor, "wb") as opened:
             answer = _ask_process(file, opened.fileno())
             if "error" in answer:
-                raise ModelError(f"{file} was not converted: it {printable(answer['error'])}")
+                raise ModelError(f"{file} was not converted: it {printable(answer['error'])[:_MAX_REASON_CHARS]}")
             os.fsync(opened.fileno())
         read_header(unfinished)
         unfinished.chmod(0o644)
@@ -113,11 +114,6 @@ def _ask_process(file: Path, descriptor: int) -> dict[str, object]:
         ended = f"its process ended with {process.returncode} before it was done (out of memory or time?)"
         raise ModelError(f"{file} was not converted: {ended}") from error
     return answer
-
-
-def printable(said: object) -> str:
-    """What the process said, without what could command a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(said)[:300])
 
 
 def _explain_next(target: Path) -> None:

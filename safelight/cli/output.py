@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
@@ -15,6 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 _WIDTH_WITHOUT_TERMINAL = 200
+_COMMANDS = frozenset({"Cc", "Cs"})
+"""Control characters, and half pairs, which cannot be written at all."""
+
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Change the direction in which what follows is shown."""
 
 
 def say(text: str) -> None:
@@ -25,6 +31,13 @@ def say(text: str) -> None:
 def explain(text: str) -> None:
     """A line for the person at the terminal; never part of what a script reads."""
     typer.echo(text, err=True)
+
+
+def printable(value: object) -> str:
+    """What somebody else said, on one line, without what could command a terminal or turn the text around."""
+    return "".join(
+        "?" if unicodedata.category(letter) in _COMMANDS or letter in _TURNS else letter for letter in str(value)
+    )
 
 
 def fail(message: str) -> typer.Exit:
@@ -39,12 +52,12 @@ def say_json(value: object) -> None:
 
 
 def say_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
-    """A table, or the sentence `empty`. Cells never hold markup."""
+    """A table, or the sentence `empty`. Cells never hold markup, nor what could command a terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text("\n".join(map(printable, str(cell).split("\n")))) for cell in row))
     if table.row_count:
         console().print(table)
     else:

@@ -10,7 +10,7 @@ import typer
 
 from safelight.cli.opening import with_store
 from safelight.cli.options import ConfigOption, DataOption, JsonOption, existing_settings_of
-from safelight.cli.output import explain, say, say_json, say_table, size, when
+from safelight.cli.output import explain, printable, say, say_json, say_table, size, when
 from safelight.cli.replaying import replay
 from safelight.errors import Conflict
 from safelight.runs import Run, RunStatus
@@ -74,7 +74,7 @@ def show(
         say_json(asdict(run) | {"queue_position": position})
         return
     for name, value in _facts(run, position):
-        say(f"{name + ':':<14}{value}")
+        say(f"{name + ':':<14}{printable(value)}")
 
 
 def cancel(run_id: RunArgument, data: DataOption = None, config: ConfigOption = None) -> None:

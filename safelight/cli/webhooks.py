@@ -11,7 +11,7 @@ import typer
 from safelight.cli import endpoints
 from safelight.cli.opening import with_store
 from safelight.cli.options import ConfigOption, DataOption, JsonOption, existing_settings_of, settings_of
-from safelight.cli.output import explain, say, say_json, say_table, when
+from safelight.cli.output import explain, printable, say, say_json, say_table, when
 from safelight.errors import FieldError, InvalidFields
 from safelight.runs import DeliveryAttempt, DeliveryStatus
 
@@ -68,7 +68,8 @@ def show(
         return
     for name, value in asdict(found).items():
         if name != "attempts":
-            say(f"{name.replace('_', ' ') + ':':<18}{when(value) if name.endswith('_at') else value or ''}")
+            shown = when(value) if name.endswith("_at") else printable(value or "")
+            say(f"{name.replace('_', ' ') + ':':<18}{shown}")
     rows = ((each.number, when(each.at), f"{each.duration_ms:.0f} ms", _answer(each)) for each in found.attempts)
     say_table(("TRY", "AT", "TOOK", "ANSWER"), rows, empty="it was not tried yet")
 

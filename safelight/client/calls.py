@@ -34,7 +34,7 @@ from safelight.client.answers import (
 )
 from safelight.client.errors import error_from, unreachable
 from safelight.client.feed import EventFeed
-from safelight.errors import ConfigError, FieldError, InvalidFields, TryLater, WaitTimeout
+from safelight.errors import ConfigError, FieldError, InvalidFields, TryLater, Unauthorized, WaitTimeout
 from safelight.version import __version__
 
 T = TypeVar("T")
@@ -92,6 +92,16 @@ class Patience:
     max_retry_after_seconds: float = 60.0
 
 
+def _checked_url(url: str) -> str:
+    try:
+        base = httpx2.URL(url.rstrip("/"))
+    except httpx2.InvalidURL:
+        base = httpx2.URL()
+    if base.scheme not in ("http", "https") or not base.host:
+        raise ConfigError(f"the server's URL must look like http://127.0.0.1:8000, not {url!r}")
+    return str(base)
+
+
 class Calls:
     """The calls to one server with one key. Immutable; shared by both clients."""
 
@@ -104,10 +114,9 @@ class Calls:
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        base = httpx2.URL(url.rstrip("/"))
-        if base.scheme not in ("http", "https") or not base.host:
-            raise ConfigError(f"the server's URL must look like http://127.0.0.1:8000, not {url!r}")
-        self.url = str(base)
+        self.url = _checked_url(url)
+        if not (key.isascii() and key.isprintable()):
+            raise Unauthorized("this is not a whole API key: it holds characters that no key has")
         self._headers = {"authorization": f"Bearer {key}", "user-agent": f"Safelight-Client/{__version__}"}
         self._patience = patience
         self._monotonic = monotonic

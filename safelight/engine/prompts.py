@@ -1,4 +1,5 @@
-"""Encoded prompts, kept: least recently used out first, the empty prompt of each model never."""
+"""Encoded prompts, kept: least recently used out first, the empty prompt of each model never. A long prompt takes the
+room of as many as it has windows."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ class PromptCache:
     ) -> Conditioning:
         """The conditioning of `text`, from the cache where it is there."""
         asked = (model_key, text, is_negative, loras, num_windows)
-        # Of LoRAs there are as many scales as numbers.
-        if not text and not loras:
+        # Of LoRAs there are as many scales as numbers, and of lengths more than are worth a place for good.
+        if not text and not loras and num_windows == 1:
             if asked not in self._empty:
                 self._empty[asked] = model.encode(text, is_negative=is_negative, num_windows=num_windows)
             return self._empty[asked]
@@ -41,7 +42,7 @@ class PromptCache:
         if found is None:
             found = self._kept[asked] = model.encode(text, is_negative=is_negative, num_windows=num_windows)
         self._kept.move_to_end(asked)
-        while len(self._kept) > self._size:
+        while sum(num_windows for *_, num_windows in self._kept) > self._size:
             self._kept.popitem(last=False)
         return found
 

@@ -179,6 +179,15 @@ def test_a_photograph_is_taken_as_it_is_shown():
     assert start_pixels(data, 64, 32).shape == (64, 32, 3)
 
 
+def test_sixteen_bits_of_grey_are_scaled_and_not_cut_off():
+    shades = np.array([[0, 200, 20_000, 65_535]] * 8, np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(shades).save(buffer, "PNG")
+    assert Image.open(io.BytesIO(buffer.getvalue())).mode.startswith("I")
+    assert start_pixels(buffer.getvalue(), 8, 4)[0, :, 0].tolist() == [0, 0, 78, 255]
+    assert start_mask(buffer.getvalue(), 8, 4)[0].tolist() == [False, False, False, True]
+
+
 def test_white_of_a_mask_is_painted_anew():
     mask = start_mask(picture(256, 8, mode="L"), 8, 256)
     assert mask.shape == (8, 256) and not mask[:, :128].any() and mask[:, 128:].all()

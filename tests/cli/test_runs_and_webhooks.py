@@ -15,7 +15,7 @@ from .conftest import House
 PICTURE = b"a picture"
 
 
-def add_run(house: House, *, ends: bool = False, webhook: str | None = None) -> str:
+def add_run(house: House, *, ends: bool = False, webhook: str | None = None, prompt: str = "a red boat") -> str:
     """A queued run, or one that has ended with a picture."""
     run_id = str(uuid.uuid4())
 
@@ -27,7 +27,7 @@ def add_run(house: House, *, ends: bool = False, webhook: str | None = None) -> 
             key_id=None,
             deployment="toy",
             deployment_version=1,
-            params=RunParams(prompt="a red boat", seed=7),
+            params=RunParams(prompt=prompt, seed=7),
             webhook_endpoint=webhook,
         )
         await store.runs.create(new, max_queued=10)
@@ -74,6 +74,13 @@ def test_one_run_is_shown_whole(house: House) -> None:
     for word in (run_id, "succeeded", "a red boat", "euler", "1.2 s"):
         assert word in text
     assert json.loads(house.ok("runs", "show", run_id, "--json").stdout)["images"][0]["seed"] == 7
+
+
+def test_no_prompt_commands_the_terminal(house: House) -> None:
+    run_id = add_run(house, prompt="a \x1b]52;c;aGk=\x07boat\nstatus: succeeded \x9b2J \u202efdp 木 é")
+    for shown in (house.ok("runs", "show", run_id).stdout, house.ok("runs", "list").stdout):
+        assert not set(shown) & set("\x1b\x07\x9b\u202e")
+    assert "a ?]52;c;aGk=?boat?status: succeeded ?2J ?fdp 木 é" in house.ok("runs", "show", run_id).stdout
 
 
 def test_a_waiting_run_says_how_many_are_before_it(house: House) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from safelight.cli.demo.server import environment
 from safelight.cli.doctor import Verdict, examine
 from safelight.cli.machine import Torch
 from safelight.cli.output import size
-from safelight.config import Settings, load_settings
+from safelight.config import Settings, StoreSettings, load_settings
 from safelight.version import __version__
 
 from .conftest import House
@@ -71,7 +72,19 @@ def test_the_printed_settings_are_a_settings_file(house: House, monkeypatch: pyt
 
 def test_the_printed_settings_hold_no_password(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFELIGHT_STORE__DATABASE_URL", "postgresql://me:hunter2@db/safelight")
-    assert "hunter2" not in house.ok("config").output + house.ok("config", "--json").output
+    printed = house.ok("config").stdout
+    assert "hunter2" not in printed + house.ok("config", "--json").output
+    assert "database_url is set" in printed
+    (house.folder / "settings.toml").write_text(printed, encoding="utf-8")
+    assert load_settings(house.folder / "settings.toml") == load_settings(flags={"data": house.data})
+
+
+def test_the_demo_has_a_store_of_its_own_whatever_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFELIGHT_STORE__DATABASE_URL", "postgresql://me:hunter2@db/safelight")
+    monkeypatch.setenv("SAFELIGHT_CONFIG", "/etc/safelight.toml")
+    monkeypatch.setenv("SAFELIGHT_ENGINE__NUM_THREADS", "3")
+    settings = load_settings(environ=environment(), flags={"data": Path("demo")})
+    assert (settings.store, settings.engine.num_threads) == (StoreSettings(), 3)
 
 
 def test_an_unknown_setting_is_one_line(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,11 +208,17 @@ class TestErrors:
             with pytest.raises(UnexpectedAnswer, match="Safelight server"):
                 call()
 
-    @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://example.com", "http://"])
+    @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://example.com", "http://", "http://x:80O0"])
     def test_a_url_that_is_none_is_refused_at_once(self, url: str) -> None:
         for kind in (Client, AsyncClient):
             with pytest.raises(errors.ConfigError, match="must look like"):
                 kind(url, "key")
+
+    @pytest.mark.parametrize("key", ["sl_abc…", "sl_abc\n"])
+    def test_a_key_that_no_header_can_hold_is_refused_at_once(self, key: str) -> None:
+        for kind in (Client, AsyncClient):
+            with pytest.raises(errors.Unauthorized, match="not a whole API key"):
+                kind("http://127.0.0.1:8000", key)
 
     def test_redirects_do_not_carry_the_key_elsewhere(self, stub: Stub, connect: MakeClient) -> None:
         with Stub() as elsewhere:

@@ -226,6 +226,17 @@ def test_the_empty_prompt_of_a_lora_is_forgotten_like_any_other() -> None:
     assert len(cache._kept) + len(cache._empty) == 2
 
 
+def test_a_long_prompt_takes_the_room_of_its_windows() -> None:
+    model, cache = FakeModel(), PromptCache(size=4)
+    for text, num_windows in (("a", 1), ("long", 3), ("", 3), ("longer", 9)):
+        cache.encode("fake@1", model, text, num_windows=num_windows)
+    num_encoded = model.calls["encode"]
+    cache.encode("fake@1", model, "b", num_windows=1)
+    cache.encode("fake@1", model, "b", num_windows=1)
+    assert model.calls["encode"] == num_encoded + 1
+    assert sum(asked[4] for asked in (*cache._kept, *cache._empty)) <= 4
+
+
 def test_text_beyond_the_window_is_reported_word_for_word() -> None:
     long = "one two three four five six seven eight Nine TEN"
     guided = replace(CAT, prompt=long, negative_prompt=long + " eleven", guidance_scale=2.0)

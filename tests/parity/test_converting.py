@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from safelight.cli.convert import printable
+from safelight.cli.output import printable
 from safelight.cli.root import build_app
 from safelight.engine import converting
 from safelight.engine.converting import Unfit, read_weights, write_safetensors
@@ -114,7 +114,7 @@ def test_what_holds_no_named_tensors_is_unfit(value: object) -> None:
 
 LOCKED_IN = """
 import os, socket
-from safelight.cli.convert import printable
+from safelight.cli.output import printable
 from safelight.engine.converting import lock_in
 written = open("written", "wb", buffering=0)
 lock_in(0)

@@ -44,11 +44,11 @@ def demo(
     write the pictures."""
     from safelight.cli.demo.request import EXAMPLE_BODY
     from safelight.cli.demo.scenes import Stage
-    from safelight.cli.demo.server import last_lines, running_server
+    from safelight.cli.demo.server import environment, last_lines, running_server
 
     started = time.monotonic()
     body = EXAMPLE_BODY | {"height": height, "width": width, "num_inference_steps": steps}
-    settings = load_settings(flags={"data": out / "data"})
+    settings = load_settings(environ=environment(), flags={"data": out / "data"})
     _check_machine(settings, out)
     log = out / "server.log"
     with _stopped_in_order():

@@ -27,6 +27,12 @@ _SETTINGS = {
     "SAFELIGHT_SERVER__SYNC_TIMEOUT_SECONDS": "3600",
     "SAFELIGHT_WORKER__DRAIN_SECONDS": "1",
 }
+_OWN = ("SAFELIGHT_CONFIG", "SAFELIGHT_DATA", "SAFELIGHT_STORE__", "SAFELIGHT_SERVER__", "SAFELIGHT_WORKER__")
+
+
+def environment() -> dict[str, str]:
+    """That of this process, without what would take the demo to another server's store, folders or runs."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_OWN)}
 
 
 @contextlib.contextmanager
@@ -39,7 +45,7 @@ def running_server(data: Path, log: Path) -> Iterator[str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=os.environ | _SETTINGS | {"PYTHONUNBUFFERED": "1"},
+            env=environment() | _SETTINGS | {"PYTHONUNBUFFERED": "1"},
             # Ctrl+C reaches this process alone, which then stops the server in order.
             start_new_session=True,
         )
