@@ -48,7 +48,7 @@ class Janitor:
 
     async def run_beside_worker(self) -> None:
         """Sweep the checkpoints of this machine until cancelled: no janitor beside an API elsewhere reaches them."""
-        await _every(self._settings.prune_interval_seconds, self._store.sweep_checkpoints)
+        await _every(self._settings.prune_interval_seconds, self._tidy_up_beside_worker)
 
     async def requeue(self) -> None:
         """End the runs that wait past their deadline; give those whose worker fell silent to the next worker, or end
@@ -60,7 +60,14 @@ class Janitor:
 
     async def _tidy_up(self) -> None:
         await self.prune()
-        # What a round has read of a large store stays in page caches and leaves holes behind.
+        await self._give_memory_back()
+
+    async def _tidy_up_beside_worker(self) -> None:
+        await self._store.sweep_checkpoints()
+        await self._give_memory_back()
+
+    async def _give_memory_back(self) -> None:
+        """What was read of a large store stays in page caches, and what was drawn leaves holes behind."""
         await self._store.release_memory()
         give_memory_back()
 

@@ -34,3 +34,18 @@ async def test_a_disk_in_trouble_ends_neither_the_janitor_nor_its_process(
         with contextlib.suppress(asyncio.CancelledError):
             await tidying
     assert "Read-only file system" in caplog.text
+
+
+@pytest.mark.parametrize("round_of", ["run", "run_beside_worker"])
+async def test_each_round_gives_back_what_a_process_only_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, round_of: str
+) -> None:
+    given_back = asyncio.Event()
+    monkeypatch.setattr("safelight.janitor.give_memory_back", given_back.set)
+    async with await Store.open(tmp_path) as store:
+        tidying = asyncio.create_task(getattr(Janitor(store, StoreSettings(), WorkerSettings()), round_of)())
+        async with asyncio.timeout(10):
+            await given_back.wait()
+        tidying.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await tidying
