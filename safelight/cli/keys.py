@@ -20,6 +20,8 @@ HELP = "Make, list, limit, rotate and revoke API keys."
 
 _HOUR_SECONDS = 3_600
 _DAY_SECONDS = 24 * _HOUR_SECONDS
+_MAX_EXPIRES_DAYS = 36_500.0
+_MAX_OVERLAP_HOURS = 8_760.0
 
 
 def create(
@@ -30,7 +32,8 @@ def create(
     ] = None,
     project: Annotated[str, typer.Option(help="Keys see the runs of their own project only.")] = "default",
     expires_days: Annotated[
-        float | None, typer.Option("--expires-days", min=0.0, help="Refuse the key after this many days.")
+        float | None,
+        typer.Option("--expires-days", min=0.0, max=_MAX_EXPIRES_DAYS, help="Refuse the key after this many days."),
     ] = None,
     data: DataOption = None,
     config: ConfigOption = None,
@@ -120,7 +123,13 @@ def limit(
 def rotate(
     key: Annotated[str, typer.Argument(help="Name or id of the key.")],
     overlap_hours: Annotated[
-        float, typer.Option("--overlap-hours", min=0.0, help="How long the old key stays valid beside the new one.")
+        float,
+        typer.Option(
+            "--overlap-hours",
+            min=0.0,
+            max=_MAX_OVERLAP_HOURS,
+            help="How long the old key stays valid beside the new one.",
+        ),
     ] = 24.0,
     data: DataOption = None,
     config: ConfigOption = None,
@@ -181,6 +190,7 @@ def _scopes(key: Key) -> str:
 def _state(key: Key) -> str:
     if key.revoked_at is not None:
         return f"revoked {when(key.revoked_at)}"
-    if key.expires_at is not None:
+    # Older releases took any end, also one that no calendar has; so far off it is as good as none.
+    if key.expires_at is not None and key.expires_at <= time.time() + _MAX_EXPIRES_DAYS * _DAY_SECONDS:
         return f"{'expired' if key.expires_at <= time.time() else 'expires'} {when(key.expires_at)}"
     return "valid"

@@ -30,7 +30,7 @@ from safelight.store.hint_channel import HintChannel
 from safelight.store.hint_sockets import HintSockets
 from safelight.store.notifications import Wire
 from safelight.store.sqlite import HAS_SOUND_WAL, carry_out, mend_log, sqlite3, standing_in_line, sync_log
-from safelight.store.writer import CommitInDoubt, Write, Writer, WriterClosed
+from safelight.store.writer import CommitInDoubt, RowLock, Write, Writer, WriterClosed
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -142,6 +142,7 @@ class Database:
             sync=sync_log if _is_sqlite(engine) else lambda connection: None,
             hint=hint,
             is_passing=_is_passing,
+            has_row_locks=not _is_sqlite(engine),
         )
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="store-read")
 
@@ -160,7 +161,13 @@ class Database:
 
         Cancelled, it happens whole or not at all. `work` may run again, undone each time but the last.
         """
-        return await self._await(self._writer.submit(lambda connection: work(connection, *args, **kwargs)))
+        return await self.write_locking((), work, *args, **kwargs)
+
+    async def write_locking(
+        self, first: RowLock, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """`write` for what locks `first` before any other row that processes compete for."""
+        return await self._await(self._writer.submit(lambda connection: work(connection, *args, **kwargs), first))
 
     async def write_unsynced(
         self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -213,10 +220,8 @@ class Database:
             return work(connection)
 
     def _turn(self, kind: int) -> AbstractContextManager[None]:
-        """Stand in line with other processes. SQLite only asks again and again, and a busy neighbour may starve it.
-
-        Only good manners: that two never write at once, SQLite's own locks see to.
-        """
+        """Stand in line with other processes. SQLite only asks again and again, and a busy neighbour may starve it."""
+        # Only good manners: that two never write at once, SQLite's own locks see to.
         if self._turns is None or (HAS_SOUND_WAL and kind == fcntl.LOCK_SH):
             return nullcontext()
         return standing_in_line(self._turns, kind)
@@ -245,9 +250,8 @@ def open_engine(data: Path, database_url: str | None) -> Engine:
     if url.get_backend_name() == "postgresql":
         return _open_postgresql(url)
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
-        raise ConfigError(
-            "store.database_url: runs are kept in PostgreSQL or in an SQLite file; leave it unset for a file"
-        )
+        message = "store.database_url: runs are kept in PostgreSQL or in an SQLite file; leave it unset for a file"
+        raise ConfigError(message)
     return _open_sqlite(url)
 
 
@@ -345,8 +349,7 @@ def translated() -> Iterator[None]:
     except (CommitInDoubt, WriterClosed) as error:
         raise _unreachable() from error
     except DBAPIError as error:
-        known = _explain(error)
-        if known is None:
+        if (known := _explain(error)) is None:
             raise
         raise known from error
 
@@ -358,11 +361,9 @@ def _explain(error: DBAPIError) -> SafelightError | None:
 
 
 def _explain_sqlite(primary: int) -> SafelightError | None:
-    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return _busy()
     if primary == sqlite3.SQLITE_FULL:
         return StorageFull("the disk of the data folder is full; free some space", retry_after_seconds=30.0)
-    return None
+    return _busy() if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) else None
 
 
 def _explain_sqlstate(error: DBAPIError) -> SafelightError | None:
@@ -391,9 +392,8 @@ def _is_passing(error: DBAPIError) -> bool:
 
 
 def _unreachable() -> TryLater:
-    return TryLater(
-        "the database cannot be reached; send the same again in a moment", retry_after_seconds=BUSY_SECONDS / 2
-    )
+    message = "the database cannot be reached; send the same again in a moment"
+    return TryLater(message, retry_after_seconds=BUSY_SECONDS / 2)
 
 
 def _busy() -> TryLater:

@@ -71,7 +71,7 @@ class Deliveries:
         retry_after_seconds: float | None,
         disable_after_seconds: float | None = None,
     ) -> Delivery:
-        """Keep what came of an attempt and decide what is next. One transaction.
+        """Keep what came of an attempt and decide what is next. Raises NotFound. One transaction, and a look before it.
 
         The attempt gets the next number whatever `attempt.number` says. `retry_seconds[n]` is the wait before try n,
         the first being 0; it and `retry_after_seconds` both hold. What has arrived, or was ended meanwhile, stays so. A
@@ -79,7 +79,11 @@ class Deliveries:
         says nothing about the endpoint.
         """
         schedule = _Schedule(retry_seconds, retry_after_seconds or 0.0, disable_after_seconds)
-        return await self._database.write(_record, delivery_id, attempt, schedule, delivered=delivered, give_up=give_up)
+        endpoint_id = await self._database.read(_endpoint_of, delivery_id)
+        first = endpoints.row_of(endpoint_id or "")
+        return await self._database.write_locking(
+            first, _record, delivery_id, endpoint_id, attempt, schedule, delivered=delivered, give_up=give_up
+        )
 
     async def get(self, delivery_id: str, *, project: str | None = None) -> Delivery:
         """One delivery with its attempts; any project's when `project` is None. Raises NotFound. One transaction."""
@@ -213,17 +217,17 @@ def _release(connection: Connection, claimed: Sequence[Delivery]) -> None:
 def _record(
     connection: Connection,
     delivery_id: str,
+    endpoint_id: str | None,
     attempt: DeliveryAttempt,
     schedule: _Schedule,
     *,
     delivered: bool,
     give_up: bool,
 ) -> Delivery:
-    row = _row(connection, delivery_id)
-    if row.endpoint_id is not None and schedule.disable_after_seconds is not None:
+    if endpoint_id is not None and schedule.disable_after_seconds is not None:
         # Before the delivery is locked: who disables an endpoint locks it first, and its deliveries then.
         is_gone, limit = attempt.status_code == GONE, schedule.disable_after_seconds
-        endpoints.note(connection, row.endpoint_id, is_success=delivered, is_gone=is_gone, disable_after=limit)
+        endpoints.note(connection, endpoint_id, is_success=delivered, is_gone=is_gone, disable_after=limit)
     row = _change(connection, deliveries.c.id == delivery_id, {"num_attempts": deliveries.c.num_attempts + 1})
     _add_attempt(connection, row, attempt)
     num_tries = row.num_attempts - row.num_attempts_before_resend
@@ -255,6 +259,11 @@ def _add_attempt(connection: Connection, row: sa.Row[Any], attempt: DeliveryAtte
 
 def _get(connection: Connection, delivery_id: str, project: str | None) -> Delivery:
     return _with_attempts(connection, [_row(connection, delivery_id, project)])[0]
+
+
+def _endpoint_of(connection: Connection, delivery_id: str) -> str | None:
+    endpoint_id: str | None = _row(connection, delivery_id).endpoint_id
+    return endpoint_id
 
 
 def _row(connection: Connection, delivery_id: str, project: str | None = None) -> sa.Row[Any]:

@@ -19,6 +19,7 @@ from safelight.store.database import Database, now
 from safelight.store.hosts import host_of
 from safelight.store.rows import endpoint_from
 from safelight.store.schema import IS_PENDING, deliveries, endpoint_secrets, webhook_endpoints
+from safelight.store.writer import RowLock
 
 MAX_ENDPOINTS = 20
 """Of one project: each costs every ended run a row."""
@@ -73,17 +74,19 @@ class WebhookEndpoints:
         Raises NotFound, InvalidFields, Conflict.
         """
         values = {} if events is None else {"events": _joined(events)}
-        return await self._database.write(_update, endpoint_id, project, values, url=url, status=status)
+        first = row_of(endpoint_id)
+        return await self._database.write_locking(first, _update, endpoint_id, project, values, url=url, status=status)
 
     async def remove(self, endpoint_id: str, *, project: str | None = None) -> None:
         """Forget an endpoint; what was on its way to it ends as failed. Raises NotFound. One transaction."""
-        await self._database.write(_remove, endpoint_id, project)
+        await self._database.write_locking(row_of(endpoint_id), _remove, endpoint_id, project)
 
     async def rotate(
         self, endpoint_id: str, *, project: str | None = None, overlap_seconds: float = OVERLAP_SECONDS
     ) -> tuple[WebhookEndpoint, str]:
         """A new secret; the one before signs beside it for the overlap. Raises NotFound. One transaction."""
-        endpoint, number = await self._database.write(_rotate, endpoint_id, project, overlap_seconds)
+        first = row_of(endpoint_id)
+        endpoint, number = await self._database.write_locking(first, _rotate, endpoint_id, project, overlap_seconds)
         return endpoint, self._derive(endpoint_id, number)
 
     async def secrets(self, endpoint_id: str, *, project: str | None = None) -> tuple[str, ...]:
@@ -94,6 +97,11 @@ class WebhookEndpoints:
     def _derive(self, endpoint_id: str, number: int) -> str:
         purpose = f"webhook-endpoint:{endpoint_id}:{number}".encode()
         return "whsec_" + base64.b64encode(hmac.new(self._secret, purpose, hashlib.sha256).digest()).decode()
+
+
+def row_of(endpoint_id: str) -> RowLock:
+    """What everything locks first that changes an endpoint."""
+    return "webhook_endpoints", endpoint_id
 
 
 def wanting(connection: Connection, project: str, end: str) -> list[sa.Row[Any]]:

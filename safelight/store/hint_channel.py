@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 if TYPE_CHECKING:
     from psycopg import Connection, Notify
+    from sqlalchemy.pool import PoolProxiedConnection
 
 log = logging.getLogger(__name__)
 
@@ -77,15 +78,20 @@ class HintChannel:
     def _join(self) -> Connection | None:
         from psycopg import Error  # noqa: PLC0415 - only those who have PostgreSQL have its driver
 
+        borrowed: PoolProxiedConnection | None = None
         try:
-            self._borrowed = self._engine.raw_connection()
-            connection = cast("Connection", self._borrowed.driver_connection)
+            borrowed = self._engine.raw_connection()
+            connection = cast("Connection", borrowed.driver_connection)
             connection.autocommit = True
             connection.add_notify_handler(partial(self._hear, connection))
             connection.execute(f"LISTEN {CHANNEL}".encode())
         except (DBAPIError, Error) as error:
             log.debug("no hints for now", extra={"reason": type(error).__name__})
+            if borrowed is not None:
+                # It commits each statement by itself by now, and must not be another's.
+                borrowed.invalidate()
             return None
+        self._borrowed = borrowed
         return connection
 
     def _serve(self) -> None:

@@ -31,6 +31,10 @@ NUM_PUBLIC = len(KEY_START) + 8
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 TOUCH_SECONDS = 60.0
 MAX_NAME_CHARS = 100
+MAX_LIFETIME_DAYS = 36_500
+MAX_OVERLAP_HOURS = 8_760
+"""A hundred years and one: what is farther off is a slip, and soon no date that a calendar has."""
+
 MAX_ALLOWED = 10**15
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
 MAX_PRIORITY = 100
@@ -60,6 +64,7 @@ class Keys:
         if not scopes:
             known = ", ".join(Scope)
             raise InvalidFields([FieldError("scopes", f"a key needs at least one scope of {known}")])
+        _check_end(expires_at)
         _check_allowance(allowance)
         secret = _new_secret()
         key_id = str(uuid.uuid4())
@@ -112,8 +117,9 @@ class Keys:
     async def rotate(self, key_id_or_name: str, *, overlap_seconds: float = 0.0) -> tuple[Key, str]:
         """A new key with the name, project, scopes and allowance of this one, which ends after the overlap.
 
-        What both use counts together. Raises NotFound, Conflict. One transaction.
+        What both use counts together. Raises InvalidFields, NotFound, Conflict. One transaction.
         """
+        _check_overlap(overlap_seconds)
         secret = _new_secret()
         columns: dict[str, object] = {
             "id": str(uuid.uuid4()),
@@ -185,6 +191,20 @@ def _get(connection: Connection, key_id: str) -> Key:
     if row is None:
         raise _not_found()
     return key_from(row)
+
+
+def _check_end(expires_at: float | None) -> None:
+    # Asked this way round, what is no number is refused too.
+    if expires_at is None or 0 <= expires_at <= time.time() + MAX_LIFETIME_DAYS * 86_400:
+        return
+    message = f"a key ends at most {MAX_LIFETIME_DAYS} days from now; leave it out for one that never ends"
+    raise InvalidFields([FieldError("expires_at", message)])
+
+
+def _check_overlap(overlap_seconds: float) -> None:
+    if not 0 <= overlap_seconds <= MAX_OVERLAP_HOURS * 3_600:
+        message = f"the old key goes on for 0 to {MAX_OVERLAP_HOURS} hours at most"
+        raise InvalidFields([FieldError("overlap_seconds", message)])
 
 
 def _check_allowance(allowance: Allowance) -> None:

@@ -62,6 +62,26 @@ LEAVING = sa.select(
     now().label("read_at"),
 ).where(runs.c.id.in_(sa.bindparam("run_ids", expanding=True)), runs.c.key_id.is_not(None))
 
+MERGED = sa.delete(spent).where(
+    *(spent.c.key_id == sa.bindparam("of_key"), spent.c.deployment == sa.bindparam("of")),
+    *(spent.c.at == sa.bindparam("then"), IS_EXACT),
+)
+ORIGIN = sa.select(keys.c.origin_id).where(keys.c.id == sa.bindparam("key_id"))
+
+
+class Families:
+    """Which keys share an allowance, told by the one they come from. That never changes, so it is looked up once."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._origins: dict[str, str] = {}
+
+    async def origin_of(self, key_id: str) -> str:
+        """The first of the keys that a key was rotated from; itself where it was not. One transaction at most."""
+        if key_id not in self._origins:
+            self._origins[key_id] = await self._database.read(_origin, key_id)
+        return self._origins[key_id]
+
 
 class Ledger:
     """What keys have used and may still use. Reads only."""
@@ -98,7 +118,9 @@ def check(connection: Connection, new: NewRun, *, seconds_to_room: Callable[[], 
 
 def settle(connection: Connection, run_ids: Sequence[str]) -> None:
     """Keep what the runs have used, which are forgotten in this transaction."""
-    for row in connection.execute(LEAVING, {"run_ids": run_ids}):
+    leaving = connection.execute(LEAVING, {"run_ids": run_ids}).all()
+    # In the order in which `merge_days` goes too, so that two doors never each hold a day that the other waits for.
+    for row in sorted(leaving, key=lambda row: (row.key_id, row.deployment, row.created_at)):
         is_day = row.read_at - row.created_at > EXACT_SECONDS
         figures = {
             "num_runs": 1,
@@ -110,16 +132,28 @@ def settle(connection: Connection, run_ids: Sequence[str]) -> None:
         _add(connection, row.key_id, row.deployment, row.created_at, is_day=is_day, figures=figures)
 
 
-def merge_days(connection: Connection) -> None:
-    """Sum up by the day what is older than every limit looks at."""
+def merge_days(connection: Connection) -> int:
+    """Sum up by the day a batch of what is older than every limit looks at. How many they were: fewer than MERGE_BATCH
+    where no more are left."""
     is_old = spent.c.at < now() - EXACT_SECONDS
     # Locked, so that two doors do not both add up what only one of them takes away.
     exact = sa.select(spent).where(IS_EXACT, is_old).limit(MERGE_BATCH).with_for_update(skip_locked=True)
-    for row in connection.execute(exact).all():
-        same = (spent.c.key_id == row.key_id, spent.c.deployment == row.deployment, spent.c.at == row.at)
-        connection.execute(sa.delete(spent).where(*same, IS_EXACT))
-        figures = {name: getattr(row, name) for name in FIGURES}
-        _add(connection, row.key_id, row.deployment, row.at, is_day=True, figures=figures)
+    rows = connection.execute(exact).all()
+    if rows:
+        connection.execute(MERGED, [{"of_key": row.key_id, "of": row.deployment, "then": row.at} for row in rows])
+    for (key_id, deployment, at), figures in sorted(_by_day(rows).items()):
+        _add(connection, key_id, deployment, at, is_day=True, figures=figures)
+    return len(rows)
+
+
+def _by_day(rows: Iterable[sa.Row[Any]]) -> dict[tuple[str, str, float], dict[str, Any]]:
+    """Sums by key, deployment and day."""
+    days: dict[tuple[str, str, float], dict[str, Any]] = {}
+    for row in rows:
+        day = days.setdefault((row.key_id, row.deployment, row.at - row.at % DAY_SECONDS), dict.fromkeys(FIGURES, 0))
+        for name in FIGURES:
+            day[name] += getattr(row, name)
+    return days
 
 
 FIGURES = ("num_runs", "num_images", "pixel_steps", "num_finished", "device_ms")
@@ -136,6 +170,10 @@ class _Family:
 def _family(connection: Connection, query: Prepared, key_id: str) -> _Family:
     rows = query.execute(connection, {"key_id": key_id}).all()
     return _Family([row.id for row in rows], allowance_from(rows[0].allowance if rows else None))
+
+
+def _origin(connection: Connection, key_id: str) -> str:
+    return connection.execute(ORIGIN, {"key_id": key_id}).scalar() or key_id
 
 
 def _spending(connection: Connection, family: _Family) -> Spending:

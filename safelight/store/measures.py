@@ -19,6 +19,9 @@ from safelight.store.schema import IS_PENDING, IS_QUEUED, IS_RUNNING, deliveries
 SETTLED_SECONDS = 2.0
 """A transaction that ended a run that long ago is taken to be committed: runs are counted once, and none is missed."""
 
+MAX_ENDS = 10_000
+"""Runs that are read at once, which may be many after nobody asked for long. The others come with the next look."""
+
 FORGOTTEN_SECONDS = 86400.0
 """A worker that fell silent that long ago is not shown any more."""
 
@@ -74,8 +77,8 @@ class MeasureTable:
         self._database = database
 
     async def read(self, *, since: float | None) -> Measures:
-        """The present, and the runs that ended after `since`, the `until` of the read before; None: no runs.
-        One transaction."""
+        """The present, and the runs that ended after `since`, the `until` of the read before; None: no runs. Of very
+        many only the first. One transaction."""
         return await self._database.read(_read, since)
 
 
@@ -90,6 +93,8 @@ def hear(connection: Connection, worker_id: str, figures: EngineFigures) -> None
 def _read(connection: Connection, since: float | None) -> Measures:
     at: float = connection.execute(sa.select(now())).scalar_one()
     until = at - SETTLED_SECONDS
+    if since is not None:
+        until = _end_of_batch(connection, since, until)
     pending = sa.select(sa.func.count(), sa.func.min(deliveries.c.next_attempt_at)).where(IS_PENDING)
     num_pending, due_at = connection.execute(pending).one()
     return Measures(
@@ -117,6 +122,14 @@ def _backlogs(connection: Connection, at: float) -> list[Backlog]:
         )
         for name in sorted(queued.keys() | running.keys())
     ]
+
+
+def _end_of_batch(connection: Connection, since: float, until: float) -> float:
+    """`until`, or the earlier moment by which MAX_ENDS runs had ended. All that ended at that moment come with them, so
+    that none is missed and none comes twice."""
+    ends = sa.select(runs.c.ended_at).where(runs.c.ended_at > since, runs.c.ended_at <= until)
+    last: float | None = connection.execute(ends.order_by(runs.c.ended_at).offset(MAX_ENDS - 1).limit(1)).scalar()
+    return until if last is None else last
 
 
 def _ends(connection: Connection, since: float, until: float) -> list[RunEnd]:

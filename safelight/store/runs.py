@@ -29,6 +29,7 @@ from safelight.store.late import add_hint
 from safelight.store.queueing import Backlog
 from safelight.store.rows import run_from
 from safelight.store.schema import IS_QUEUED, IS_RUNNING, images, runs
+from safelight.store.writer import RowLock
 
 ANY_ATTEMPTS = 2**31 - 1
 ANY_PRIORITY = -1
@@ -45,14 +46,19 @@ class Runs:
     def __init__(self, database: Database, kept_images: Images) -> None:
         self._database = database
         self._images = kept_images
+        self._families = ledger.Families(database)
 
     async def create(self, new: NewRun, *, max_queued: int) -> tuple[Run, bool]:
-        """Queue a run; or find the one its idempotency key made before, which gives False. One transaction.
+        """Queue a run; or find the one its idempotency key made before, which gives False. One transaction, and a look
+        before it at an API key that is new here.
 
         Raises IdempotencyMismatch when that key came with another body, Overloaded when `max_queued` wait already,
         InvalidFields or DeadlineUnreachable when it cannot be done by its deadline.
         """
-        return await self._database.write(queueing.create, new, max_queued=max_queued)
+        family = "" if new.key_id is None else await self._families.origin_of(new.key_id)
+        # Another process may be making the run of the same idempotency key.
+        first = ("keys", family, new.idempotency_key or "")
+        return await self._database.write_locking(first, queueing.create, new, max_queued=max_queued)
 
     async def made_by(self, project: str, idempotency_key: str, body_digest: str | None) -> Run | None:
         """The run that this key made before. Raises IdempotencyMismatch when it came with another body.
@@ -116,29 +122,31 @@ class Runs:
         """
         if not progress and not renew and figures is None:
             return Pulse()
+        # In the order in which cancels lock them.
+        progress = sorted(progress, key=lambda report: report.run_id)
         return await self._database.write_unsynced(
             claims.pulse, worker_id, progress, lease_seconds=lease_seconds, renew=renew, figures=figures
         )
 
     async def add_image(self, claim: Claim, image: ImageRecord) -> None:
         """Name a picture that was durably written. Raises LostClaim. One transaction."""
-        await self._database.write(claims.add_image, claim, image)
+        await self._database.write_locking(_row_of(claim.run.id), claims.add_image, claim, image)
 
     async def finish(self, claim: Claim, outcome: Outcome) -> None:
         """End a claimed run, with its last pictures, its events and its deliveries. Raises LostClaim.
         One transaction."""
         assert outcome.status.has_ended, "an outcome is an end"
-        await self._database.write(claims.finish, claim, outcome)
+        await self._database.write_locking(_row_of(claim.run.id), claims.finish, claim, outcome)
 
     async def release(self, claim: Claim) -> None:
         """Give a run back unfinished, at no cost to its attempts; end it if it was cancelled. Raises LostClaim.
         One transaction."""
-        await self._database.write(claims.release, claim)
+        await self._database.write_locking(_row_of(claim.run.id), claims.release, claim)
 
     async def cancel(self, run_id: str, *, project: str | None = None) -> Run:
         """End a queued run, or ask the worker of a running one to stop; an ended run stays. Raises NotFound.
         One transaction."""
-        return await self._database.write(_cancel, run_id, project)
+        return await self._database.write_locking(_row_of(run_id), _cancel, run_id, project)
 
     async def requeue_lost(self, *, max_attempts: int, worker_id: str | None = None) -> list[Run]:
         """Queue again the runs whose lease ran out; end those cancelled meanwhile or out of attempts. One transaction.
@@ -154,7 +162,8 @@ class Runs:
     async def delete(self, run_id: str, *, project: str | None = None) -> None:
         """Forget a run and its images; what is on its way to webhooks ends. Raises NotFound, Conflict while it runs.
         One transaction."""
-        await self._images.remove(await self._database.write(_delete, run_id, project))
+        paths = await self._database.write_locking(_row_of(run_id), _delete, run_id, project)
+        await self._images.remove(paths)
 
     async def prune(self, *, older_than_seconds: float) -> int:
         """Forget runs that ended that long ago and have told their webhook. One transaction per batch."""
@@ -164,8 +173,10 @@ class Runs:
             await self._images.remove(paths)
             num_pruned += num_runs
             if num_runs < retention.PRUNE_BATCH:
-                await self._database.write(ledger.merge_days)
-                return num_pruned
+                break
+        while await self._database.write(ledger.merge_days) == ledger.MERGE_BATCH:
+            pass
+        return num_pruned
 
     async def unfinished(self) -> frozenset[str]:
         """The ids of all runs that are queued or running. One transaction."""
@@ -198,6 +209,10 @@ class Runs:
         if cursor is not None:
             query = query.where(sa.tuple_(runs.c.created_at, runs.c.number) < sa.tuple_(*read_cursor(cursor)))
         return await self._database.read(_list, query, limit)
+
+
+def _row_of(run_id: str) -> RowLock:
+    return "runs", run_id
 
 
 def _get(connection: Connection, run_id: str, project: str | None) -> Run:

@@ -9,6 +9,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlalchemy.engine import Connection, Engine
 
 from safelight.store.database import Database
+from safelight.store.writer import RowLock
 from safelight.tracing import Span, Tracing
 
 P = ParamSpec("P")
@@ -27,9 +28,12 @@ class TracedDatabase(Database):
         with self._span(work):
             return await super().read(work, *args, **kwargs)
 
-    async def write(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def write_locking(
+        self, first: RowLock, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        # `write` comes here too.
         with self._span(work):
-            return await super().write(work, *args, **kwargs)
+            return await super().write_locking(first, work, *args, **kwargs)
 
     async def write_unsynced(
         self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs

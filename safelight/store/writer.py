@@ -27,6 +27,9 @@ MAX_TOGETHER = 64
 MAX_TIMES_ALONE = 4
 """How often a write is done by itself while its errors are passing ones."""
 
+RowLock = tuple[str, ...]
+"""The table and the row that a write locks first, and what it may wait for next. Empty: it is not known."""
+
 
 class CommitInDoubt(Exception):
     """The connection was lost in the middle of a commit: nobody can tell whether it happened."""
@@ -42,6 +45,7 @@ class Write(Generic[T]):
 
     work: Callable[[Connection], T]
     answer: asyncio.Future[T]
+    first_lock: RowLock = ()
     may_be_unsynced: bool = False
     """It need not be on the disk when it is answered, as long as it is soon after."""
     is_taken: bool = False
@@ -60,7 +64,8 @@ class Writer:
 
     Where all of a transaction may be unsynced, `is_unsynced` of its connection's info says so as it begins, and `sync`
     follows its answer. `hint` gets the topics of what was committed. `is_passing` tells which errors of the database
-    may be gone when the same is done again.
+    may be gone when the same is done again. Where the database `has_row_locks`, the writes of one commit are done in
+    the order of what they lock first.
     """
 
     def __init__(
@@ -71,12 +76,14 @@ class Writer:
         sync: Callable[[Connection], None],
         hint: Callable[[Sequence[str]], None],
         is_passing: Callable[[DBAPIError], bool],
+        has_row_locks: bool,
     ) -> None:
         self._engine = engine
         self._sync = sync
         self._hint = hint
         self._take_turn = take_turn
         self._is_passing = is_passing
+        self._has_row_locks = has_row_locks
         self._waiting: SimpleQueue[Write[Any] | None] = SimpleQueue()
         self._taking = Lock()
         self._is_closed = False
@@ -85,9 +92,11 @@ class Writer:
         self._thread = Thread(target=self._serve, name="store-write", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Callable[[Connection], T], *, may_be_unsynced: bool = False) -> Write[T]:
+    def submit(
+        self, work: Callable[[Connection], T], first_lock: RowLock = (), *, may_be_unsynced: bool = False
+    ) -> Write[T]:
         """Put `work` in the queue. It may run again, undone each time but the last. Thread: the event loop's."""
-        write = Write(work, asyncio.get_running_loop().create_future(), may_be_unsynced)
+        write = Write(work, asyncio.get_running_loop().create_future(), first_lock, may_be_unsynced)
         if self._is_closed:
             write.answer.set_exception(WriterClosed())
         else:
@@ -111,6 +120,8 @@ class Writer:
                 with self._take_turn():
                     writes += self._others()
                     writes = self._take(writes)
+                    if self._has_row_locks:
+                        writes.sort(key=_place)
                     self._commit(writes)
             except BaseException as error:
                 _tell([_Done(write, error=error) for write in writes])
@@ -221,6 +232,15 @@ class Writer:
         except Exception:
             # What is committed is committed: whoever was to be woken will look by himself.
             log.exception("a hint could not be sent")
+
+
+def _place(write: Write[Any]) -> tuple[bool, RowLock]:
+    """Where it comes in its commit. All processes lock in this order, so that no two hold what the other waits for.
+
+    Last comes what names no row, such as claims. They pass over what is locked, so where nothing comes after them
+    nobody waits for one who waits.
+    """
+    return not write.first_lock, write.first_lock
 
 
 def _tell(done: Sequence[_Done]) -> None:

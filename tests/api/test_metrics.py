@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -51,6 +52,18 @@ async def test_runs_are_counted_once_each_by_how_they_ended(house):
         assert seen["safelight_ended_runs_total", "out_of_memory", "pinhole", "failed"] == 1
         assert seen["safelight_finished_images_total", "pinhole"] == 2
         assert seen["safelight_run_duration_seconds_count", "pinhole"] == 2
+
+
+async def test_runs_that_ended_while_nobody_scraped_are_counted_by_the_next_scrapes(house, monkeypatch):
+    monkeypatch.setattr(measures, "MAX_ENDS", 2)
+    await scrape(house)
+    async with house.working():
+        for _ in range(5):
+            assert (await house.predict(**SMALL)).status_code == 200
+            # Each ends at a millisecond of its own.
+            await asyncio.sleep(0.002)
+    seen = [await scrape(house) for _ in range(4)]
+    assert [each["safelight_ended_runs_total", "", "pinhole", "succeeded"] for each in seen] == [2, 4, 5, 5]
 
 
 async def test_the_queue_and_the_workers_are_shown(house):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 import time
 from collections.abc import Callable
 
 import httpx2
 import pytest
+import sqlalchemy as sa
 from PIL import Image
 
 from safelight.keys import Scope
+from safelight.store import Store
+from safelight.store.schema import keys
 
 from .site import Site
 
@@ -126,6 +130,22 @@ def test_after_signing_in_nobody_is_sent_to_another_site(site: Site) -> None:
         with client_of(site, Origin=site.url) as client:
             answer = client.post(SIGN_IN, data={"key": site.key, "next": wanted})
             assert answer.headers["location"] == "/dashboard"
+
+
+def test_keys_with_an_end_that_no_calendar_has_are_listed(site: Site, signed_in: httpx2.Client) -> None:
+    # As older releases stored them.
+    async def prolong(store: Store, name: str, expires_at: float) -> None:
+        made, _ = await store.keys.create(name, scopes=frozenset({Scope.READ}))
+        values = {"expires_at": expires_at}
+        await store._database.write(
+            lambda connection: connection.execute(sa.update(keys).where(keys.c.id == made.id).values(values))
+        )
+
+    for number, expires_at in enumerate((1e15, -1e15, math.inf)):
+        site.call(lambda store, of=(f"far off {number}", expires_at): prolong(store, *of))
+    page = signed_in.get("/dashboard/keys")
+    assert page.status_code == 200
+    assert page.text.count("31 Dec 9999, 23:59:59 UTC") == 2
 
 
 FOREIGN = (

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
+import sqlalchemy as sa
 
 from safelight.errors import Unauthorized
 from safelight.keys import Scope
+from safelight.store.schema import keys
 
 from .conftest import House
 
@@ -25,6 +28,31 @@ def test_a_key_gets_the_scopes_project_and_end_it_was_given(house: House) -> Non
     (key,) = json.loads(house.ok("keys", "list", "--json").stdout)
     assert (key["scopes"], key["project"]) == (["admin", "read"], "shop")
     assert 1.9 < (key["expires_at"] - key["created_at"]) / 86400 < 2.1
+
+
+@pytest.mark.parametrize("days", ["36501", "9999999", "inf", "nan"])
+def test_a_key_ends_within_a_hundred_years_or_never(house: House, days: str) -> None:
+    result = house.run("keys", "create", "laptop", "--expires-days", days)
+    assert result.exit_code and "36500" in result.stderr
+    house.ok("keys", "create", "laptop", "--expires-days", "36500")
+    assert "expires 21" in house.ok("keys", "list").stdout
+
+
+@pytest.mark.parametrize("hours", ["8761", "1e9", "inf", "nan"])
+def test_an_old_key_goes_on_for_a_year_at_most(house: House, hours: str) -> None:
+    house.ok("keys", "create", "laptop")
+    result = house.run("keys", "rotate", "laptop", "--overlap-hours", hours)
+    assert result.exit_code and "8760" in result.stderr
+    house.ok("keys", "rotate", "laptop", "--overlap-hours", "8760")
+    assert "expires 20" in house.ok("keys", "list").stdout
+
+
+def test_a_key_whose_end_no_calendar_has_is_listed(house: House) -> None:
+    house.ok("keys", "create", "laptop")
+    # As older releases stored it.
+    far = sa.update(keys).values(expires_at=math.inf)
+    house.store(lambda store: store._database.write(lambda connection: connection.execute(far).rowcount))
+    assert "valid" in house.ok("keys", "list").stdout
 
 
 def test_a_list_shows_no_secret(house: House) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import math
 import time
 from pathlib import Path
 
@@ -98,6 +99,30 @@ async def test_a_name_is_one_live_keys_at_a_time(store: Store) -> None:
 async def test_a_key_needs_a_name_and_a_scope(store: Store, name: str, scopes: frozenset[Scope]) -> None:
     with pytest.raises(InvalidFields):
         await store.keys.create(name, scopes=scopes)
+
+
+DAY = 86_400.0
+
+
+@pytest.mark.parametrize("days", [36_501, 9_999_999, math.inf, math.nan, -math.inf, -40_000])
+async def test_a_key_ends_within_a_hundred_years_or_never(store: Store, days: float) -> None:
+    with pytest.raises(InvalidFields, match="at most 36500 days") as raised:
+        await store.keys.create("laptop", scopes=PREDICT, expires_at=time.time() + days * DAY)
+    assert [wrong.field for wrong in raised.value.fields] == ["expires_at"]
+    key, _ = await store.keys.create("laptop", scopes=PREDICT, expires_at=time.time() + 36_500 * DAY)
+    assert await store.keys.list() == [key]
+
+
+@pytest.mark.parametrize("hours", [8_761, 1e9, math.inf, math.nan, -1])
+async def test_an_old_key_goes_on_for_a_year_at_most(store: Store, hours: float) -> None:
+    old, secret = await store.keys.create("laptop", scopes=PREDICT)
+    with pytest.raises(InvalidFields, match="8760 hours at most") as raised:
+        await store.keys.rotate("laptop", overlap_seconds=hours * 3_600)
+    assert [wrong.field for wrong in raised.value.fields] == ["overlap_seconds"]
+    assert await store.keys.authenticate(secret) == old
+    await store.keys.rotate("laptop", overlap_seconds=8_760 * 3_600)
+    ends_at = (await store.keys.authenticate(secret)).expires_at
+    assert ends_at is not None and 364 * DAY < ends_at - time.time() < 366 * DAY
 
 
 async def test_use_is_noted_at_most_once_a_minute(store: Store, neighbour: Store) -> None:

@@ -214,6 +214,24 @@ async def test_usage_stays_when_runs_are_deleted_and_pruned_and_days_go_by(store
     assert await store.ledger.usage(since=0, project="another") == []
 
 
+async def test_however_many_runs_were_deleted_one_round_sums_them_up(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "MERGE_BATCH", 2)
+    key = await key_with(store)
+    for deployment in "abcab":
+        await store.runs.delete((await ask(store, key, deployment=deployment)).id)
+    await backdate(store, seconds=EXACT_SECONDS + DAY_SECONDS)
+    await store.runs.delete((await ask(store, key, deployment="a")).id)
+    assert await store.runs.prune(older_than_seconds=60) == 0
+    left = await store._database.read(
+        lambda connection: connection.exec_driver_sql(
+            "SELECT deployment, is_day, num_runs, num_images FROM spent"
+        ).all()
+    )
+    assert sorted(map(tuple, left)) == [("a", 0, 1, 2), ("a", 1, 2, 4), ("b", 1, 2, 4), ("c", 1, 1, 2)]
+
+
 @pytest.mark.parametrize("kind", ["postgresql"], indirect=True)
 async def test_two_doors_that_tidy_up_at_once_count_what_was_used_once(
     store: Store, neighbour: Store, monkeypatch: pytest.MonkeyPatch

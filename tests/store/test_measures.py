@@ -10,7 +10,7 @@ from safelight.metrics import EngineFigures
 from safelight.runs import Outcome, RunError, RunStatus
 from safelight.store import Store, measures
 
-from .making import HOOK, claim_one, draw, submit
+from .making import HOOK, claim_one, draw, end_one, submit
 
 
 async def test_every_end_is_read_once_and_only_when_it_has_settled(
@@ -34,6 +34,34 @@ async def test_every_end_is_read_once_and_only_when_it_has_settled(
     ]
     assert all(0 <= (end.wait_seconds or 0) <= end.seconds for end in second.ends)
     assert (await store.measures.read(since=second.until)).ends == []
+
+
+@pytest.mark.parametrize(
+    ("ended_at", "looks"),
+    [
+        ([1, 2, 3, 4, 5], [[1, 2, 3], [4, 5], []]),
+        ([1, 2, 3], [[1, 2, 3], []]),
+        ([1, 1, 2, 2, 2, 3], [[1, 1, 2, 2, 2], [3], []]),
+        ([1, 1, 1, 1, 2], [[1, 1, 1, 1], [2], []]),
+        ([1, 2, 3, 4, 4, 4, 4, 5, 5], [[1, 2, 3], [4, 4, 4, 4], [5, 5], []]),
+    ],
+)
+async def test_what_ended_while_nobody_looked_is_read_bit_by_bit(
+    store: Store, monkeypatch: pytest.MonkeyPatch, ended_at: list[int], looks: list[list[int]]
+) -> None:
+    monkeypatch.setattr(measures, "MAX_ENDS", 3)
+    since = (await store.measures.read(since=None)).until - 100.0
+    for then in ended_at:
+        run = await end_one(store)
+        sql = f"UPDATE runs SET created_at = 0, ended_at = {since + then} WHERE id = '{run.id}'"
+        await store._database.write(lambda connection, sql=sql: connection.exec_driver_sql(sql))
+    found, until = [], since
+    for _ in looks:
+        read = await store.measures.read(since=until)
+        found.append(sorted(round(end.seconds - since) for end in read.ends))
+        until = read.until
+    assert found == looks
+    assert until > since + 90
 
 
 async def test_the_queue_is_counted_by_deployment_with_its_age(store: Store) -> None:

@@ -56,6 +56,23 @@ async def test_a_hint_that_comes_while_a_process_joins_harms_nothing(place: Plac
     engine.dispose()
 
 
+async def test_a_connection_that_could_not_listen_is_nobody_elses(
+    place: Place, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine(place.data, place.url)
+    monkeypatch.setattr("safelight.store.hint_channel.CHANNEL", "no name of a channel")
+    joining = await asyncio.to_thread(HintChannel, engine)
+    for _ in range(2):
+        # The next try lets go of what the one before had.
+        assert joining._connection is None
+        joining._connection = joining._join()
+        with engine.connect() as other:
+            other.execute(sa.text("INSERT INTO workers VALUES ('w', 1.0, '{}')"))
+            other.rollback()
+    assert (await store._database.read(lambda connection: connection.exec_driver_sql("TABLE workers").all())) == []
+    engine.dispose()
+
+
 async def test_every_frequent_query_can_follow_an_index(store: Store) -> None:
     """With few rows a walk is cheapest; where walks are forbidden, one that is left has no index to follow."""
     limited = Allowance(requests_per_minute=9, images_per_day=9, max_queued_runs=9)

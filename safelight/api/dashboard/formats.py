@@ -9,6 +9,8 @@ from typing import Any
 NOTHING = "\N{EN DASH}"
 """Stands where there is no figure."""
 
+_LAST_SECONDS = datetime.max.replace(microsecond=0, tzinfo=UTC).timestamp()
+
 _AGES = ((60.0, "s", 1.0), (3600.0, "min", 60.0), (86400.0, "h", 3600.0), (float("inf"), "d", 86400.0))
 
 
@@ -61,17 +63,17 @@ def percent(share: float | None) -> str:
 
 def iso(seconds: float) -> str:
     """For the `datetime` of a time element."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return _in_utc(seconds).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def moment(seconds: float) -> str:
     """A point in time, in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%-d %b %Y, %H:%M:%S UTC")
+    return _in_utc(seconds).strftime("%-d %b %Y, %H:%M:%S UTC")
 
 
 def clock(seconds: float) -> str:
     """The time of day alone, in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%H:%M:%S")
+    return _in_utc(seconds).strftime("%H:%M:%S")
 
 
 def plain(value: float) -> str:
@@ -82,6 +84,11 @@ def plain(value: float) -> str:
 def short_id(run_id: str) -> str:
     """Enough of a run's id to tell it from its neighbours."""
     return run_id[:8]
+
+
+def _in_utc(seconds: float) -> datetime:
+    # Rows of older releases may hold a time that no calendar has; the page is shown all the same.
+    return datetime.fromtimestamp(min(_LAST_SECONDS, max(0.0, seconds)), UTC)
 
 
 FILTERS: Mapping[str, Callable[..., Any]] = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from safelight.deployments import Defaults
-from safelight.runs import RunParams, Spacing
+from safelight.runs import RunParams
 
 EXAMPLE_PROMPT = "a photo of an astronaut riding a horse on mars."
 
@@ -47,13 +47,17 @@ def curl(address: str, body: Mapping[str, object], *, key: str | None = None) ->
 
 
 def body_of(params: RunParams, defaults: Defaults | None = None, *, seed: int | None = None) -> dict[str, object]:
-    """The body that asks for these parameters again, without what the deployment would choose anyway."""
+    """The body that asks for these parameters again, without what the deployment would choose anyway. The
+    picture that a run began from is not in it."""
     body: dict[str, object] = {"prompt": params.prompt}
     for name in Defaults.__dataclass_fields__:
         value = getattr(params, name)
-        # What is automatic anyway need not be asked for.
-        if value != Spacing.AUTOMATIC and (defaults is None or value != getattr(defaults, name)):
+        if defaults is None or value != getattr(defaults, name):
             body[name] = value.value if isinstance(value, StrEnum) else value
+    if params.loras:
+        body["loras"] = [asdict(use) for use in params.loras]
+    if params.deterministic:
+        body["deterministic"] = True
     if seed is not None:
         body |= {"seed": seed}
         body.pop("num_images_per_prompt", None)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from safelight.api.dashboard.desk import Desk, DeskOf, FormOf, SessionOf, go, is_script, show
+from safelight.api.dashboard.forms import Form
 from safelight.api.dashboard.sessions import Session
 from safelight.api.dialects import native
 from safelight.api.errors import status_of
@@ -20,7 +21,7 @@ from safelight.store.search import RunSearch
 NUM_REMEMBERED = 12
 FIELDS = frozenset(
     {"prompt", "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "seed", "sampler"}
-    | {"num_images_per_prompt", "output_format", "spacing", "webhook_endpoint"}
+    | {"num_images_per_prompt", "output_format", "spacing", "webhook_endpoint", "deterministic"}
 )
 
 
@@ -41,7 +42,7 @@ async def playground(request: Request, desk: DeskOf, session: SessionOf) -> Resp
 
 async def draw(request: Request, desk: DeskOf, session: SessionOf, form: FormOf) -> Response:
     """Start a run. A script is told its id, everybody else is sent to its page."""
-    asked = form.filled(FIELDS)
+    asked = _asked(form)
     try:
         deployment = await desk.service.resolve(form.word("deployment"))
         run = await desk.service.submit(session.key, deployment, native.to_params(asked))
@@ -89,6 +90,18 @@ def _chosen(deployments: Sequence[Deployment], name: str) -> Deployment | None:
     ready = [each for each in deployments if each.status is DeploymentStatus.ACTIVE]
     named = [each for each in deployments if each.name == name]
     return next(iter([*named, *ready, *deployments]), None)
+
+
+def _asked(form: Form) -> dict[str, object]:
+    """The form as a body of the predict contract."""
+    asked = form.filled(FIELDS)
+    # A field that was emptied says so: the deployment's default is what was taken out of it.
+    if form.all("negative_prompt"):
+        asked["negative_prompt"] = form.text("negative_prompt")
+    if named := form.all("lora"):
+        parts = (each.rpartition("=") for each in named)
+        asked["loras"] = [{"name": name, "scale": scale} for name, _, scale in parts]
+    return asked
 
 
 def _values_of(run: Run, image: str) -> dict[str, object]:

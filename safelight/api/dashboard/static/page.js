@@ -32,12 +32,15 @@ export function spoken(seconds) {
   return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
 }
 
-/** Ask our own server for JSON. Throws an Error with its sentence when it refuses. */
+/** Ask our own server for JSON. Throws an Error with its sentence, `status` and `problem` when it refuses. */
 export async function ask(path, options = {}) {
   const answer = await fetch(path, { ...options, headers: { Accept: "application/json" }, credentials: "same-origin" });
   const body = await answer.json().catch(() => ({}));
   if (answer.status === 401) window.location.reload();
-  if (!answer.ok) throw Object.assign(new Error(body.message ?? "The server does not answer."), { problem: body });
+  if (!answer.ok) {
+    const sentence = body.message ?? "The server does not answer.";
+    throw Object.assign(new Error(sentence), { status: answer.status, problem: body });
+  }
   return body;
 }
 

@@ -63,8 +63,12 @@ if (form) {
     element("progress").hidden = true;
     mark(kind);
     if (kind === "failed") trouble(new Error(error?.message ?? "The run failed."));
-    const run = await showImages(runId);
-    if (kind === "cancelled" && !run.images.length) element("blank").hidden = false;
+    // A run that is not there any more has no pictures to show, and none to come.
+    const run = await showImages(runId).catch((refusal) => {
+      if (kind !== "failed") trouble(refusal);
+      element("results").replaceChildren();
+    });
+    if (kind === "cancelled" && !run?.images.length) element("blank").hidden = false;
     window.history.replaceState(null, "", "/dashboard/playground");
   }
 

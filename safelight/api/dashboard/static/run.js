@@ -5,7 +5,7 @@ const live = document.getElementById("live");
 const text = document.getElementById("progress-text");
 const bar = document.getElementById("bar");
 const imagesShown = document.querySelectorAll(".result").length;
-let imagesSeen = 0;
+const imagesSeen = new Set();
 
 follow(live.dataset.run, {
   progress(fraction, words) {
@@ -13,9 +13,10 @@ follow(live.dataset.run, {
     text.textContent = words;
   },
   preview: (picture) => document.getElementById("preview").replaceChildren(picture),
-  image() {
-    imagesSeen += 1;
-    if (imagesSeen > imagesShown) window.location.reload();
+  image(index) {
+    // A stream that is opened anew tells of all of them again.
+    imagesSeen.add(index);
+    if (imagesSeen.size > imagesShown) window.location.reload();
   },
   end: () => window.location.reload(),
 });
