@@ -3,6 +3,7 @@ folders; loads nothing."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,8 +13,19 @@ from safelight.deployments import Defaults
 from safelight.errors import FieldError, InvalidFields, ModelError
 from safelight.families import Family, check_model_path
 from safelight.runs import SamplerName
+from safelight.weight_files import find_files
 
 PINHOLE_FOLDER = Path(__file__).parent / "pinhole"
+
+INDEX = "model_index.json"
+
+NETWORKS: Mapping[str, str] = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+"""The networks of a repository that are served, and what their files are called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,28 +232,35 @@ def name_for(model: str, *, catalog: Catalog = CATALOG) -> str:
 
 
 def find_weights(
-    model: str, *, folders: Mapping[str, Path], hf_home: Path | None = None, catalog: Catalog = CATALOG
+    model: str,
+    *,
+    folders: Mapping[str, Path],
+    hf_home: Path | None = None,
+    catalog: Catalog = CATALOG,
+    revision: str | None = None,
 ) -> Path:
     """The folder or file with the weights of `model`: the operator's, the package's, or one in the local hub cache.
 
-    Raises ModelError with the remedy when there is none on this machine.
+    Of a repository, `revision` is the only commit that will do, whatever the catalogue pins; folders and files have
+    none, and are taken as they are. Raises ModelError with the remedy when there is none on this machine.
     """
     if model in folders:
         return _checked(folders[model], f"the setting models.{model}")
     entry = catalog.get(model) or (hub_entry(model) if is_hub_id(model) else None)
     if entry is None:
         return _checked(Path(model), "the deployment")
-    if entry.folder == PINHOLE_FOLDER and not (PINHOLE_FOLDER / "model_index.json").is_file():
+    if entry.folder == PINHOLE_FOLDER and not (PINHOLE_FOLDER / INDEX).is_file():
         raise ModelError(f"the weights of {model} are missing from the package; install Safelight again")
     if entry.folder is not None:
         return _checked(entry.folder, f"the catalogue's entry {model}")
     for source in entry.hub:
-        found = _in_cache(source, hf_home)
+        found = _in_cache(source, hf_home, revision)
         if found is not None:
             return found
+    at, flag = (f" at {revision}", f" --revision {revision}") if revision else ("", "")
     raise ModelError(
-        f"the weights of {model} are not on this machine; fetch them with `safelight pull {model}`, or name a folder in"
-        f" the setting models.{model}"
+        f"the weights of {model}{at} are not on this machine; fetch them with `safelight pull {model}{flag}`, or name a"
+        f" folder in the setting models.{model}"
     )
 
 
@@ -273,14 +292,42 @@ def _checked(path: Path, named_by: str) -> Path:
     return path
 
 
-def _in_cache(source: HubSource, hf_home: Path | None) -> Path | None:
+def missing_networks(folder: Path) -> list[str]:
+    """The networks that a snapshot's model_index.json names, and whose weights are not in it. An index that cannot be
+    read names none: that is said when it is loaded."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    named = index if isinstance(index, dict) else {}
+    return [name for name in NETWORKS if _is_filled(named.get(name)) and not _has_weights(folder, name)]
+
+
+def _is_filled(entry: object) -> bool:
+    """Parts that a model does without are named too, as [null, null]."""
+    return isinstance(entry, list) and any(entry)
+
+
+def _has_weights(folder: Path, network: str) -> bool:
+    try:
+        return bool(find_files(folder / network, NETWORKS[network]))
+    except ModelError:
+        return False
+
+
+def _in_cache(source: HubSource, hf_home: Path | None, revision: str | None = None) -> Path | None:
     repository = hub_cache(hf_home) / ("models--" + source.repository.replace("/", "--"))
     snapshots = repository / "snapshots"
-    if source.commit is not None:
-        commits = [source.commit]
+    commit = revision or source.commit
+    if commit is not None:
+        commits = [commit]
     else:
         reference = repository / "refs" / "main"
         newest = [reference.read_text(encoding="utf-8").strip()] if reference.is_file() else []
         commits = newest + sorted(each.name for each in snapshots.iterdir()) if snapshots.is_dir() else []
-    # model_index.json is fetched last: where it is, all is.
-    return next((snapshots / each for each in commits if (snapshots / each / "model_index.json").is_file()), None)
+    return next((snapshots / each for each in commits if _is_whole(snapshots / each)), None)
+
+
+def _is_whole(snapshot: Path) -> bool:
+    """`safelight pull` fetches the index last, other tools when it comes: it alone says little."""
+    return (snapshot / INDEX).is_file() and not missing_networks(snapshot)

@@ -47,8 +47,9 @@ def load_catalog(file: Path | None) -> Catalog:
     return {**CATALOG, **own}
 
 
-def weights_finder(settings: Settings) -> Callable[[str], Path]:
-    """`find_weights` as these settings want it: from a model's name to its folder or file."""
+def weights_finder(settings: Settings) -> Callable[..., Path]:
+    """`find_weights` as these settings want it: from a model's name, and a `revision` of it where only that one will
+    do, to its folder or file."""
     return partial(
         find_weights, folders=settings.models, hf_home=settings.hf_home, catalog=load_catalog(settings.catalog)
     )

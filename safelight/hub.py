@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
+import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import httpx2
@@ -21,16 +25,15 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.file_download import http_get
+from huggingface_hub.file_download import HfFileMetadata, http_get
 from huggingface_hub.utils._headers import build_hf_headers
 
-from safelight.catalog import CatalogEntry, HubSource
+from safelight.catalog import INDEX, NETWORKS, CatalogEntry, HubSource, missing_networks
 from safelight.errors import ModelError
 
-INDEX = "model_index.json"
-
-_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+_PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
 _SMALL = (".json", ".txt", ".model")
+_SHA_256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 4 * 2**20
 
 _OUT_OF_REACH = (OSError, httpx2.HTTPError, OfflineModeIsEnabled, HfHubHTTPError)
@@ -41,10 +44,11 @@ Bar = type[Any]
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a repository."""
+    """A file of a repository. `etag` is what the cache will call its blob, where the hub says so beforehand."""
 
     name: str
     num_bytes: int
+    etag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +63,9 @@ class Offer:
 def fetch(entry: CatalogEntry, cache: Path, *, bar: Bar | None = None, endpoint: str | None = None) -> Path:
     """Bring the weights of `entry` into `cache` and return their folder; what is there already is kept.
 
-    Sources are tried in order. A download that was interrupted goes on where it ended. Raises
-    ModelError with the remedy where no source has the model, the hub is out of reach, the disk is full,
-    or a file is not the one it should be.
+    Sources are tried in order. A download that was interrupted goes on where it ended; one of the same file by another
+    process is waited for. Raises ModelError with the remedy where no source has the model, a network has no file
+    that can be served, the hub is out of reach, the disk is full, or a file is not the one it should be.
     """
     offer = _find(entry, endpoint)
     _check_room(offer, cache, entry.identifier)
@@ -74,7 +78,13 @@ def fetch(entry: CatalogEntry, cache: Path, *, bar: Bar | None = None, endpoint:
                 f"the disk of {cache} is full; make room and run this again: it goes on from here"
             ) from error
         raise _out_of_reach(offer.source, error) from error
-    return _repository(cache, offer.source) / "snapshots" / offer.commit
+    folder = _snapshot(cache, offer)
+    if missing := missing_networks(folder):
+        raise ModelError(
+            f"{offer.source.repository} holds no {' and no '.join(missing)}, which its {INDEX} names; take another"
+            " repository"
+        )
+    return folder
 
 
 def _find(entry: CatalogEntry, endpoint: str | None) -> Offer:
@@ -94,7 +104,10 @@ def _find(entry: CatalogEntry, endpoint: str | None) -> Offer:
             continue
         except _OUT_OF_REACH as error:
             raise _out_of_reach(source, error) from error
-        files = [RemoteFile(each.rfilename, each.size or 0) for each in info.siblings or ()]
+        files = [
+            RemoteFile(each.rfilename, each.size or 0, each.lfs.sha256 if each.lfs else each.blob_id)
+            for each in info.siblings or ()
+        ]
         return Offer(source, str(info.sha), _choose(files, entry))
     raise ModelError(
         f"the hub has no {' and no '.join(gone)} (any more, or for your account); if it is private, log in with"
@@ -103,7 +116,8 @@ def _find(entry: CatalogEntry, endpoint: str | None) -> Offer:
 
 
 def _choose(files: Sequence[RemoteFile], entry: CatalogEntry) -> tuple[RemoteFile, ...]:
-    """What the model needs: configs and tokenizers, and safetensors in the entry's variant where there is one."""
+    """What the model needs: configs and tokenizers, and safetensors in the entry's variant where there is one. Raises
+    ModelError for what is no model, or has a network without such a file."""
     known = {file.name: file for file in files}
     if INDEX not in known:
         raise ModelError(f"the repository of {entry.identifier} holds no diffusers model ({INDEX} is missing)")
@@ -115,6 +129,7 @@ def _choose(files: Sequence[RemoteFile], entry: CatalogEntry) -> tuple[RemoteFil
         is_small = rest.endswith(_SMALL) and ".index." not in rest
         if is_small or (rest.endswith(".safetensors") and _is_wanted(file.name, known, entry.variant)):
             chosen.append(file)
+    _check_networks(known, {file.name for file in chosen}, entry)
     return *sorted(chosen, key=lambda file: file.num_bytes), known[INDEX]
 
 
@@ -129,10 +144,22 @@ def _is_wanted(name: str, known: dict[str, RemoteFile], variant: str | None) -> 
     return variant is None or f"{folder}/{stem}.{variant}.safetensors" not in known
 
 
+def _check_networks(known: dict[str, RemoteFile], chosen: set[str], entry: CatalogEntry) -> None:
+    """Raises ModelError where a network of the repository has no weights among the chosen files."""
+    for network, stem in NETWORKS.items():
+        files = sorted(name for name in known if name.startswith(f"{network}/"))
+        if files and not any(name in chosen and name.endswith(".safetensors") for name in files):
+            there = ", ".join(name for name in files if not name.endswith(_SMALL)) or "only its config"
+            wanted = f"{network}/{stem}.safetensors" + (f" or its variant {entry.variant}" if entry.variant else "")
+            raise ModelError(
+                f"the repository of {entry.identifier} has no {wanted} in one piece (there is {there}); take another"
+                f" repository, or name a folder with safetensors files in the setting models.{entry.identifier}"
+            )
+
+
 def _check_room(offer: Offer, cache: Path, identifier: str) -> None:
     cache.mkdir(parents=True, exist_ok=True)
-    snapshot = _repository(cache, offer.source) / "snapshots" / offer.commit
-    missing = sum(file.num_bytes for file in offer.files if not (snapshot / file.name).exists())
+    missing = sum(_missing_bytes(file, offer, cache) for file in offer.files)
     free = shutil.disk_usage(cache).free
     if missing > free:
         raise ModelError(
@@ -142,40 +169,90 @@ def _check_room(offer: Offer, cache: Path, identifier: str) -> None:
         )
 
 
+def _missing_bytes(file: RemoteFile, offer: Offer, cache: Path) -> int:
+    """What is still to come of a file: not what an interrupted download left, nor what another commit brought."""
+    if (_snapshot(cache, offer) / file.name).exists():
+        return 0
+    if file.etag is None:
+        return file.num_bytes
+    blob = _blob(cache, offer.source, file.etag)
+    kept = next((each.stat().st_size for each in (blob, _partial(blob)) if each.exists()), 0)
+    return max(0, file.num_bytes - kept)
+
+
 def _fetch_file(
     offer: Offer, name: str, cache: Path, *, digest: str | None, bar: Bar | None, endpoint: str | None
 ) -> None:
     """Into the cache's blobs first, under another name until it is whole and right; then the cache gets to know it."""
     repository, commit = offer.source.repository, offer.commit
-    snapshot = _repository(cache, offer.source) / "snapshots" / commit / name
-    if not snapshot.exists():
+    if not (_snapshot(cache, offer) / name).exists():
         url = hf_hub_url(repository, name, revision=commit, endpoint=endpoint)
         found = get_hf_file_metadata(url, endpoint=endpoint)
-        blob = _repository(cache, offer.source) / "blobs" / str(found.etag)
+        blob = _blob(cache, offer.source, str(found.etag))
         if not blob.exists():
             blob.parent.mkdir(parents=True, exist_ok=True)
-            partial = blob.with_name(blob.name + ".partial")
-            _download(url, found.location, partial, num_bytes=found.size, name=name, bar=bar)
-            _check_digest(partial, name, digest)
-            partial.rename(blob)
+            _fetch_blob(url, found, blob, name=name, digest=digest, bar=bar)
         # Its library finds the blob there, and lays the links.
         hf_hub_download(repository, name, revision=commit, cache_dir=cache, endpoint=endpoint)
 
 
-def _download(url: str, location: str, partial: Path, *, num_bytes: int | None, name: str, bar: Bar | None) -> None:
+def _fetch_blob(url: str, found: HfFileMetadata, blob: Path, *, name: str, digest: str | None, bar: Bar | None) -> None:
+    """What is there under the blob's name is whole and right, and on the disk."""
+    partial = _partial(blob)
+    with _alone_with(partial) as opened:
+        if blob.exists():
+            # Another process brought it while this one waited.
+            partial.unlink()
+            return
+        _download(url, found.location, opened, num_bytes=found.size, name=name, bar=bar)
+        if digest is None and _SHA_256.fullmatch(str(found.etag)):
+            # The etag of a file in LFS is the SHA-256 of its content.
+            digest = found.etag
+        _check_digest(partial, name, digest)
+        partial.rename(blob)
+
+
+@contextmanager
+def _alone_with(partial: Path) -> Iterator[BinaryIO]:
+    """`partial`, open at its end, for nobody else meanwhile; waits for whoever has it now."""
+    while True:
+        with partial.open("ab") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX)
+            if _is_at(partial, opened):
+                # Whoever had it may have written since it was opened.
+                opened.seek(0, os.SEEK_END)
+                yield opened
+                return
+
+
+def _is_at(path: Path, opened: BinaryIO) -> bool:
+    """False where the file was renamed or thrown away: writing to it would spoil a blob, or be for nothing."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(opened.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _download(url: str, location: str, partial: BinaryIO, *, num_bytes: int | None, name: str, bar: Bar | None) -> None:
     # A storage host beside the hub has its own ticket in the address, and is not shown the user's.
     is_hubs_own = urlsplit(location).netloc == urlsplit(url).netloc
     headers = build_hf_headers() if is_hubs_own else {}
-    with partial.open("ab") as opened:
-        http_get(
-            location,
-            opened,
-            resume_size=opened.tell(),
-            headers=headers,
-            expected_size=num_bytes,
-            displayed_filename=name,
-            tqdm_class=bar,
-        )
+    if num_bytes is not None and partial.tell() > num_bytes:
+        # More than the whole: nothing that could be gone on from.
+        partial.seek(0)
+        partial.truncate()
+    http_get(
+        location,
+        partial,
+        resume_size=partial.tell(),
+        headers=headers,
+        expected_size=num_bytes,
+        displayed_filename=name,
+        tqdm_class=bar,
+    )
+    partial.flush()
+    # After a power cut a blob must not be there under its name without its content.
+    os.fsync(partial.fileno())
 
 
 def _check_digest(file: Path, name: str, digest: str | None) -> None:
@@ -196,6 +273,18 @@ def _check_digest(file: Path, name: str, digest: str | None) -> None:
 
 def _repository(cache: Path, source: HubSource) -> Path:
     return cache / ("models--" + source.repository.replace("/", "--"))
+
+
+def _snapshot(cache: Path, offer: Offer) -> Path:
+    return _repository(cache, offer.source) / "snapshots" / offer.commit
+
+
+def _blob(cache: Path, source: HubSource, etag: str) -> Path:
+    return _repository(cache, source) / "blobs" / etag
+
+
+def _partial(blob: Path) -> Path:
+    return blob.with_name(blob.name + ".partial")
 
 
 def _out_of_reach(source: HubSource, error: Exception) -> ModelError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from safelight.catalog import CatalogEntry, check_model, commit_of, kept_name, name_for
+from safelight.catalog import COMMIT, CatalogEntry, check_model, commit_of, is_hub_id, kept_name, name_for
 from safelight.catalog_file import load_catalog, weights_finder
 from safelight.cli.loras import read_loras
 from safelight.cli.opening import with_store
@@ -47,7 +47,7 @@ def deploy(
         settings, identifier, name=name, overrides=parse_overrides(overrides or ()), revision=revision
     )
     if loras:
-        files = read_loras(loras, _weights(settings, wanted.model))
+        files = read_loras(loras, _weights(settings, wanted.model, wanted.revision))
         wanted = replace(wanted, serving=replace(wanted.serving, lora_files=files))
     made = with_store(settings, lambda store: store.deployments.deploy(wanted))
     if as_json:
@@ -155,7 +155,7 @@ def explain_deployment(settings: Settings, made: Deployment) -> None:
     if entry is not None:
         explain(f"{entry.title}, licence {entry.licence}: {entry.licence_url}")
         _explain_size(made, entry)
-    weights = _weights(settings, made.model)
+    weights = _weights(settings, made.model, made.revision)
     if isinstance(weights, ModelError):
         explain(f"warning: {weights.message}; until then its runs fail")
 
@@ -172,25 +172,39 @@ def _explain_size(made: Deployment, entry: CatalogEntry) -> None:
 
 
 def _revision(settings: Settings, identifier: str, wanted: str | None) -> str | None:
-    """The commit to record: the one of the hub snapshot that is here. A wanted one that is not here is refused."""
-    weights = _weights(settings, identifier)
-    here = commit_of(weights if isinstance(weights, Path) else None)
-    if wanted is None or wanted == here:
-        return here
+    """The commit to record: the one of the hub snapshot that is here, or a wanted one that the catalogue pins, here or
+    not. Raises InvalidFields for any other."""
+    if wanted is None or _commit_here(settings, identifier, wanted) == wanted:
+        return wanted or _commit_here(settings, identifier)
     entry = load_catalog(settings.catalog).get(identifier)
-    if entry is None or not entry.hub or identifier in settings.models:
+    is_of_hub = bool(entry.hub) if entry else is_hub_id(identifier)
+    if not is_of_hub or identifier in settings.models:
         raise InvalidFields([FieldError("revision", f"{identifier} is a folder without revisions; leave it out")])
-    if wanted not in {source.commit for source in entry.hub}:
-        found = f"; on this machine is {here}" if here else ""
-        raise InvalidFields(
-            [FieldError("revision", f"{wanted} is not a commit that {identifier} can be served at{found}")]
-        )
+    if entry is None or wanted not in {source.commit for source in entry.hub}:
+        raise InvalidFields([FieldError("revision", _say_lost(settings, identifier, wanted))])
     return wanted
 
 
-def _weights(settings: Settings, model: str) -> Path | ModelError:
+def _commit_here(settings: Settings, identifier: str, wanted: str | None = None) -> str | None:
+    weights = _weights(settings, identifier, wanted)
+    return commit_of(weights if isinstance(weights, Path) else None)
+
+
+def _say_lost(settings: Settings, identifier: str, wanted: str) -> str:
+    """Why a revision cannot be deployed, and the remedy."""
+    if not COMMIT.fullmatch(wanted):
+        return f"{wanted!r} is not a commit in full: 40 of 0-9 and a-f"
+    here = _commit_here(settings, identifier)
+    there = f"; there is {here}" if here else ""
+    return (
+        f"{wanted} of {identifier} is not on this machine{there}; fetch it with `safelight pull {identifier}"
+        f" --revision {wanted}` first"
+    )
+
+
+def _weights(settings: Settings, model: str, revision: str | None = None) -> Path | ModelError:
     try:
-        return weights_finder(settings)(model)
+        return weights_finder(settings)(model, revision=revision)
     except ModelError as error:
         return error
 

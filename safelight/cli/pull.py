@@ -22,7 +22,7 @@ def pull(
         str, typer.Argument(help="Identifier from `safelight models`, or a repository (owner/name).")
     ],
     revision: Annotated[
-        str | None, typer.Option(help="Commit of a repository. Unset: what its main branch holds.")
+        str | None, typer.Option(help="Commit of the weights. Unset: the catalogue's, or what the main branch holds.")
     ] = None,
     config: ConfigOption = None,
 ) -> None:
@@ -42,14 +42,22 @@ def pull(
 
 def _entry(settings: Settings, identifier: str, revision: str | None) -> CatalogEntry:
     known = load_catalog(settings.catalog).get(identifier)
-    if known is not None:
-        if revision is not None:
-            raise InvalidFields([FieldError("revision", f"{identifier} has its own; leave it out")])
-        return known
-    if not is_hub_id(identifier):
-        message = f"{identifier!r} is neither an identifier nor a repository (owner/name); see `safelight models`"
-        raise InvalidFields([FieldError("identifier", message)])
-    return replace(hub_entry(identifier), hub=(HubSource(identifier, revision),))
+    if known is None:
+        if not is_hub_id(identifier):
+            message = f"{identifier!r} is neither an identifier nor a repository (owner/name); see `safelight models`"
+            raise InvalidFields([FieldError("identifier", message)])
+        known = hub_entry(identifier)
+    return known if revision is None else _at(known, revision)
+
+
+def _at(entry: CatalogEntry, revision: str) -> CatalogEntry:
+    """The entry at another commit, which a deployment of an earlier release may ask for. Raises InvalidFields."""
+    if not entry.hub:
+        raise InvalidFields([FieldError("revision", f"{entry.identifier} is a folder without revisions; leave it out")])
+    # The digests are those of the pinned commit's files.
+    is_pinned = any(source.commit == revision for source in entry.hub)
+    sources = tuple(HubSource(source.repository, revision) for source in entry.hub)
+    return replace(entry, hub=sources, digests=entry.digests if is_pinned else {})
 
 
 def _fetch(entry: CatalogEntry, cache: Path) -> Path:

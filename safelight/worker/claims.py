@@ -60,7 +60,7 @@ class Worker:
         settings: WorkerSettings,
         *,
         worker_id: str,
-        find_weights: Callable[[str], Path],
+        find_weights: Callable[..., Path],
         now: Callable[[], float] = time.monotonic,
         tracing: Tracing = OFF,
     ) -> None:

@@ -27,7 +27,10 @@ SERVED_SECONDS = 60.0
 
 
 class Models:
-    """Brings the models of deployments into one engine and says in the store what became of them."""
+    """Brings the models of deployments into one engine and says in the store what became of them.
+
+    `find_weights` is asked with a model's name, and with `revision` where the deployment has one.
+    """
 
     def __init__(
         self,
@@ -35,7 +38,7 @@ class Models:
         engine: EngineHost,
         *,
         worker_id: str,
-        find_weights: Callable[[str], Path],
+        find_weights: Callable[..., Path],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -94,7 +97,7 @@ class Models:
         if key in self._folders and self._engine.models.is_loaded(key):
             return self._folders[key]
         try:
-            folder = self._find_weights(deployment.model)
+            folder = self._find(deployment)
         except ModelError as error:
             if key not in self._without_weights:
                 self._without_weights.add(key)
@@ -103,6 +106,12 @@ class Models:
         self._without_weights.discard(key)
         self._folders[key] = folder
         return folder
+
+    def _find(self, deployment: Deployment) -> Path:
+        """Of a revision that was deployed exactly that one. Raises ModelError with the remedy."""
+        if deployment.revision is None:
+            return self._find_weights(deployment.model)
+        return self._find_weights(deployment.model, revision=deployment.revision)
 
     async def _report(self, state: ModelState) -> None:
         """A store that is away is told later, by the next change."""

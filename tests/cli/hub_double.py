@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -17,12 +17,15 @@ COMMIT = "c" * 40
 
 @dataclass
 class HubDouble:
-    """`repositories` by name: their files. After `bytes_left` of files the line is dead. `asked` lists downloads."""
+    """`repositories` by name: their files, all at one `commit`. After `bytes_left` of files the line is dead. `asked`
+    lists downloads; `before_body` is told of each before its bytes are sent."""
 
     repositories: Mapping[str, Mapping[str, bytes]]
     gated: frozenset[str] = frozenset()
     bytes_left: int | None = None
     claimed_bytes: int | None = None
+    commit: str = COMMIT
+    before_body: Callable[[str], None] = lambda name: None
     asked: list[tuple[str, str | None]] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -56,8 +59,11 @@ class HubDouble:
 
     def answer(self, request: BaseHTTPRequestHandler, *, has_body: bool) -> None:
         path = request.path.partition("?")[0]
-        if about := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/[^/]+)?", path):
+        if about := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
             if self._is_refused(request, about[1]):
+                return
+            if about[2] not in (None, self.commit):
+                self._send(request, 404, b"{}", **{"X-Error-Code": "RevisionNotFound"})
                 return
             self._send(request, 200, json.dumps(self._about(about[1])).encode())
         elif asked := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -76,8 +82,22 @@ class HubDouble:
 
     def _about(self, repository: str) -> dict[str, object]:
         files = self.repositories[repository].items()
-        siblings = [{"rfilename": name, "size": self.claimed_bytes or len(content)} for name, content in files]
-        return {"id": repository, "sha": COMMIT, "siblings": siblings, "private": False, "tags": [], "downloads": 0}
+        siblings = [
+            {
+                "rfilename": name,
+                "size": self.claimed_bytes or len(content),
+                "lfs": {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 1},
+            }
+            for name, content in files
+        ]
+        return {
+            "id": repository,
+            "sha": self.commit,
+            "siblings": siblings,
+            "private": False,
+            "tags": [],
+            "downloads": 0,
+        }
 
     def _send_file(self, request: BaseHTTPRequestHandler, content: bytes, name: str, *, has_body: bool) -> None:
         span = request.headers.get("Range")
@@ -86,7 +106,7 @@ class HubDouble:
         start = int(span.removeprefix("bytes=").partition("-")[0]) if span else 0
         headers = {
             "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
-            "X-Repo-Commit": COMMIT,
+            "X-Repo-Commit": self.commit,
             "Content-Length": str(len(content) - start),
         }
         if start:
@@ -97,6 +117,8 @@ class HubDouble:
         if self.bytes_left is not None:
             request.send_header("Connection", "close")
         request.end_headers()
+        if has_body:
+            self.before_body(name)
         body = content[start:][: self.bytes_left] if has_body else b""
         request.wfile.write(body)
         if self.bytes_left is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from safelight.catalog import STABLE_DIFFUSION
+from safelight.catalog import STABLE_DIFFUSION, hub_cache
 
 from .conftest import House
 
@@ -182,6 +182,33 @@ def test_the_revision_recorded_is_the_one_on_this_machine(house: House, monkeypa
     house.ok("deploy", "stable-diffusion")
     assert deployed(house)[0]["revision"] == source.commit
     assert source.commit in house.refused("deploy", "stable-diffusion", "--revision", "0" * 40)
+
+
+def test_of_several_snapshots_the_one_that_is_named_is_deployed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFELIGHT_HF_HOME", str(house.folder))
+    repository = hub_cache(house.folder) / "models--our--model"
+    for commit in ("a" * 40, "b" * 40):
+        model_folder(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("b" * 40)
+    for arguments, recorded in (((), "b" * 40), (("--revision", "a" * 40), "a" * 40)):
+        result = house.ok("deploy", "our/model", *arguments)
+        assert "warning" not in result.stderr
+        assert deployed(house)[0]["revision"] == recorded
+    lost = house.refused("deploy", "our/model", "--revision", "c" * 40)
+    assert f"there is {'b' * 40}; fetch it with `safelight pull our/model --revision {'c' * 40}` first" in lost
+    assert "is not a commit in full" in house.refused("deploy", "our/model", "--revision", "main")
+
+
+def test_a_pinned_revision_that_is_not_here_is_a_warning_with_its_remedy(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAFELIGHT_HF_HOME", str(house.folder))
+    original, mirror = STABLE_DIFFUSION.hub
+    model_folder(hub_cache(house.folder) / ("models--" + original.repository.replace("/", "--")) / "snapshots" / "a")
+    result = house.ok("deploy", "stable-diffusion", "--revision", str(mirror.commit))
+    assert f"`safelight pull stable-diffusion --revision {mirror.commit}`" in result.stderr
+    assert deployed(house)[0]["revision"] == mirror.commit
 
 
 def test_what_has_no_revisions_refuses_one(house: House) -> None:

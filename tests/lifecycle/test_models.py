@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import safelight.worker.models
+from safelight.catalog import find_weights, hub_cache
 from safelight.config import EngineSettings, WorkerSettings
 from safelight.deployments import Deployment, DeploymentStatus, Serving
 from safelight.engine.host import EngineHost
@@ -32,16 +34,19 @@ async def working(
     *,
     compile: Callable[[ImageModel], ImageModel] | None = None,
     max_resident_images: int = 16,
+    find: Callable[..., Path] = Path,
+    deployed: Sequence[Deployment] = (),
     **served: Serving,
 ) -> AsyncIterator[Store]:
     """A store with deployments, and a worker with room for one model of 4 MB."""
     async with await Store.open(folder / "data") as store:
-        for name, serving in served.items():
-            await store.deployments.deploy(Deployment(name=name, version=0, model=name, serving=serving))
+        named = [Deployment(name=name, version=0, model=name, serving=each) for name, each in served.items()]
+        for deployment in (*named, *deployed):
+            await store.deployments.deploy(deployment)
         engine_settings = EngineSettings(model_memory_mb=5, max_resident_images=max_resident_images)
         engine = EngineHost(engine_settings, load=load, estimate=lambda _: 4_000_000, compile=compile)
         settings = WorkerSettings(poll_seconds=0.05, progress_seconds=0.05)
-        worker = Worker(store, engine, settings, worker_id="w", find_weights=Path)
+        worker = Worker(store, engine, settings, worker_id="w", find_weights=find)
         working = asyncio.create_task(worker.run())
         try:
             yield store
@@ -94,6 +99,32 @@ async def test_a_model_that_cannot_be_loaded_fails_its_runs_with_the_reason_and_
     assert all(run.error is not None and "download the model again" in run.error.message for run in runs)
     assert len(tries) == 1
     assert deployment.status is DeploymentStatus.FAILED and "damaged" in deployment.status_reason
+
+
+async def test_a_deployment_is_drawn_with_the_weights_of_its_revision_or_not_at_all(tmp_path: Path) -> None:
+    here, main, gone = ("a" * 40, "b" * 40, "c" * 40)
+    repository = hub_cache(tmp_path) / "models--our--model"
+    for commit in (here, main):
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        (repository / "snapshots" / commit / "model_index.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(main)
+    loaded: list[str] = []
+
+    def load(folder: Path) -> ImageModel:
+        loaded.append(folder.name)
+        return FakeModel(num_bytes=4_000_000)
+
+    revisions = {"here": here, "any": None, "gone": gone}
+    deployed = [Deployment(name=each, version=0, model="our/model", revision=at) for each, at in revisions.items()]
+    find = partial(find_weights, folders={}, hf_home=tmp_path)
+    async with working(tmp_path, load, find=find, deployed=deployed) as store:
+        ends = [await ended(store, await submit(store, name)) for name in revisions]
+        lost = await store.deployments.get("gone")
+    assert loaded == [here, main]
+    assert [run.status for run in ends] == [RunStatus.SUCCEEDED, RunStatus.SUCCEEDED, RunStatus.FAILED]
+    assert ends[-1].error is not None and f"safelight pull our/model --revision {gone}" in ends[-1].error.message
+    assert lost.status is DeploymentStatus.FAILED and gone in lost.status_reason
 
 
 async def test_a_run_that_waits_for_its_model_can_be_cancelled(tmp_path: Path) -> None:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from safelight.catalog import CATALOG, COMMIT, STABLE_DIFFUSION
+import pytest
+
+from safelight.catalog import (
+    CATALOG,
+    COMMIT,
+    PINHOLE,
+    STABLE_DIFFUSION,
+    HubSource,
+    check_model,
+    find_weights,
+    hub_cache,
+    hub_entry,
+)
 from safelight.deployments import Limits
+from safelight.errors import InvalidFields, ModelError
 from safelight.runs import RunParams
 
 DOCUMENTED = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
@@ -33,3 +48,70 @@ def test_stable_diffusion_is_version_2_1_at_a_pinned_commit_whose_files_are_know
     folders = {name.split("/")[0] for name in STABLE_DIFFUSION.digests}
     assert folders == {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in STABLE_DIFFUSION.digests.values())
+
+
+OLD, NEW = "a" * 40, "b" * 40
+UNET = "unet/diffusion_pytorch_model.fp16.safetensors"
+PARTS = {
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+}
+
+
+def snapshot(hf_home: Path, commit: str, *, files: tuple[str, ...] = (UNET,)) -> Path:
+    """Our model in the hub's cache, as far as it is looked at."""
+    folder = hub_cache(hf_home) / "models--our--model" / "snapshots" / commit
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model_index.json").write_text(json.dumps(PARTS))
+    return folder
+
+
+def test_of_a_revision_exactly_that_snapshot_is_taken(tmp_path: Path) -> None:
+    old, new = snapshot(tmp_path, OLD), snapshot(tmp_path, NEW)
+    pinned = {"ours": replace(hub_entry("our/model"), hub=(HubSource("our/model", NEW),))}
+    for revision, folder in ((OLD, old), (NEW, new)):
+        assert find_weights("our/model", folders={}, hf_home=tmp_path, revision=revision) == folder
+        assert find_weights("ours", folders={}, hf_home=tmp_path, catalog=pinned, revision=revision) == folder
+    assert find_weights("ours", folders={}, hf_home=tmp_path, catalog=pinned) == new
+
+
+def test_another_snapshot_than_the_revision_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    snapshot(tmp_path, NEW)
+    with pytest.raises(ModelError, match=f"`safelight pull our/model --revision {OLD}`"):
+        find_weights("our/model", folders={}, hf_home=tmp_path, revision=OLD)
+
+
+def test_folders_are_taken_as_they_are_whatever_the_revision(tmp_path: Path) -> None:
+    folder = snapshot(tmp_path, NEW)
+    (folder / UNET).write_bytes((2).to_bytes(8, "little") + b"{}")
+    own = {"own": replace(PINHOLE, folder=folder)}
+    assert find_weights("stable-diffusion", folders={"stable-diffusion": folder}, revision=OLD) == folder
+    assert find_weights(str(folder), folders={}, revision=NEW) == folder
+    assert find_weights("own", folders={}, catalog=own, revision=OLD) == folder
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        (),
+        ("unet/config.json",),
+        ("unet/diffusion_pytorch_model.bin",),
+        ("unet/diffusion_pytorch_model.safetensors.index.json",),
+    ],
+)
+def test_a_snapshot_without_the_weights_of_a_network_is_not_here(tmp_path: Path, files: tuple[str, ...]) -> None:
+    snapshot(tmp_path, OLD, files=files)
+    with pytest.raises(ModelError, match="not on this machine"):
+        find_weights("our/model", folders={}, hf_home=tmp_path)
+    with pytest.raises(InvalidFields, match="fetch it with `safelight pull our/model` first"):
+        check_model("our/model", hf_home=tmp_path)
+    whole = snapshot(tmp_path, NEW)
+    assert find_weights("our/model", folders={}, hf_home=tmp_path) == whole
+    for damaged in ("", "[]", '{"unet": 1}'):
+        # Whoever loads it says what is wrong.
+        (whole / "model_index.json").write_text(damaged)
+        assert find_weights("our/model", folders={}, hf_home=tmp_path) == whole
