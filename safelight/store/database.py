@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from safelight.store.file_systems import refuse_network_file_system
 from safelight.store.hint_channel import HintChannel
 from safelight.store.hint_sockets import HintSockets
 from safelight.store.notifications import Wire
+from safelight.store.reader import NUM_READERS, Reader
 from safelight.store.sqlite import HAS_SOUND_WAL, carry_out, mend_log, sqlite3, standing_in_line, sync_log
 from safelight.store.writer import CommitInDoubt, RowLock, Write, Writer, WriterClosed
 
@@ -37,8 +37,6 @@ T = TypeVar("T")
 
 BUSY_SECONDS = 10.0
 """How long a transaction waits for other processes before it gives up with TryLater."""
-
-NUM_READERS = 3
 
 OLDEST_POSTGRESQL = 130000
 POSTGRESQL_DEFAULTS = {
@@ -134,8 +132,6 @@ class Database:
         """`hint` is called on a thread, with the topics of what was committed."""
         self._engine = engine
         self._turns = _turns_of(engine)
-        # A transaction that reads sees one moment only, as on SQLite.
-        self._reading = engine if _is_sqlite(engine) else engine.execution_options(isolation_level="REPEATABLE READ")
         self._writer = Writer(
             engine.execution_options(is_writing=True),
             partial(self._turn, fcntl.LOCK_EX),
@@ -144,15 +140,16 @@ class Database:
             is_passing=_is_passing,
             has_row_locks=not _is_sqlite(engine),
         )
-        self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="store-read")
+        # A transaction that reads sees one moment only, as on SQLite.
+        reading = engine if _is_sqlite(engine) else engine.execution_options(isolation_level="REPEATABLE READ")
+        self._reader = Reader(reading, partial(self._turn, fcntl.LOCK_SH))
 
     async def read(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work` in one transaction that only reads. Raises TryLater."""
-        call = partial(self._read, lambda connection: work(connection, *args, **kwargs))
         try:
             async with asyncio.timeout(2 * BUSY_SECONDS):
                 with translated():
-                    return await asyncio.get_running_loop().run_in_executor(self._readers, call)
+                    return await self._reader.read(lambda connection: work(connection, *args, **kwargs))
         except TimeoutError as error:
             raise _busy() from error
 
@@ -194,7 +191,7 @@ class Database:
 
     async def close_idle(self) -> None:
         """Close the connections that nobody uses, with the pages that they have cached. Others are opened as needed."""
-        await asyncio.to_thread(self._engine.dispose)
+        await asyncio.to_thread(self._let_go)
 
     async def close(self) -> None:
         """Wait for the transactions under way, then let go of the database."""
@@ -202,22 +199,12 @@ class Database:
 
     def _shut(self) -> None:
         self._writer.close(BUSY_SECONDS)
-        self._readers.shutdown()
+        self._reader.close()
         self._engine.dispose()
 
-    def _read(self, work: Callable[[Connection], T]) -> T:
-        with self._turn(fcntl.LOCK_SH):
-            try:
-                return self._read_once(work)
-            except DBAPIError as error:
-                if not error.connection_invalidated:
-                    raise
-            # The connection was an old one, of before the database was started again.
-            return self._read_once(work)
-
-    def _read_once(self, work: Callable[[Connection], T]) -> T:
-        with self._reading.begin() as connection:
-            return work(connection)
+    def _let_go(self) -> None:
+        self._reader.close_idle()
+        self._engine.dispose()
 
     def _turn(self, kind: int) -> AbstractContextManager[None]:
         """Stand in line with other processes. SQLite only asks again and again, and a busy neighbour may starve it."""
