@@ -230,7 +230,7 @@ class Service:
 
     async def _look_again(self, run: Run) -> Run:
         try:
-            return await self._store.runs.get(run.id)
+            return await self._store.runs.look_again(run.id)
         except TryLater:
             # Whoever waits learns of the end when the store is back, and of a longer absence at the deadline.
             return run

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -143,6 +143,7 @@ class Database:
         # A transaction that reads sees one moment only, as on SQLite.
         reading = engine if _is_sqlite(engine) else engine.execution_options(isolation_level="REPEATABLE READ")
         self._reader = Reader(reading, partial(self._turn, fcntl.LOCK_SH))
+        self._can_glance = _is_sqlite(engine) and HAS_SOUND_WAL
 
     async def read(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work` in one transaction that only reads. Raises TryLater."""
@@ -152,6 +153,14 @@ class Database:
                     return await self._reader.read(lambda connection: work(connection, *args, **kwargs))
         except TimeoutError as error:
             raise _busy() from error
+
+    async def glance(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`read` of a row or two that were just written, and so are in memory: the way to a thread takes longer than
+        they do. Raises TryLater."""
+        if self._can_glance:
+            with suppress(DBAPIError):
+                return self._reader.glance(lambda connection: work(connection, *args, **kwargs))
+        return await self.read(work, *args, **kwargs)
 
     async def write(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work` so that it is durable once this returns; an error undoes all of it. Raises TryLater, StorageFull.
@@ -191,10 +200,12 @@ class Database:
 
     async def close_idle(self) -> None:
         """Close the connections that nobody uses, with the pages that they have cached. Others are opened as needed."""
+        self._reader.stop_glancing()
         await asyncio.to_thread(self._let_go)
 
     async def close(self) -> None:
         """Wait for the transactions under way, then let go of the database."""
+        self._reader.stop_glancing()
         await asyncio.to_thread(self._shut)
 
     def _shut(self) -> None:

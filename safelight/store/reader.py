@@ -11,6 +11,8 @@ from typing import TypeVar
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from safelight.store.sqlite import carry_out
+
 T = TypeVar("T")
 
 NUM_READERS = 3
@@ -27,19 +29,36 @@ class Reader:
         # Kept, since to take one and give it back takes longer than most reads. The one that was used last goes first:
         # it has its statements and pages at hand.
         self._idle: list[Connection] = []
+        self._glancing: Connection | None = None
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """What `work` finds. Raises DBAPIError."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, work)
 
+    def glance(self, work: Callable[[Connection], T]) -> T:
+        """What `work` finds in an SQLite file, at once. Thread: the event loop's. Raises DBAPIError, also where it
+        would have to wait for another process."""
+        if self._glancing is None:
+            self._glancing = self._engine.connect()
+            carry_out(self._glancing, "PRAGMA busy_timeout=0")
+        try:
+            with self._glancing.begin():
+                return work(self._glancing)
+        except BaseException:
+            self.stop_glancing()
+            raise
+
+    def stop_glancing(self) -> None:
+        """Close the connection of `glance`. Thread: the event loop's."""
+        if self._glancing is not None:
+            _drop(self._glancing)
+            self._glancing = None
+
     def close_idle(self) -> None:
         """Close the connections that nobody uses. Any thread."""
         with suppress(IndexError):
             while True:
-                connection = self._idle.pop()
-                # Without a last word to a database that may be gone.
-                connection.invalidate()
-                connection.close()
+                _drop(self._idle.pop())
 
     def close(self) -> None:
         """Wait for the reads under way."""
@@ -72,3 +91,9 @@ class Reader:
         with suppress(IndexError):
             return self._idle.pop()
         return self._engine.connect()
+
+
+def _drop(connection: Connection) -> None:
+    """Close it without a last word to a database that may be gone."""
+    connection.invalidate()
+    connection.close()

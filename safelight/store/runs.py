@@ -69,6 +69,10 @@ class Runs:
         """One run. Raises NotFound. One transaction."""
         return await self._database.read(_get, run_id, project)
 
+    async def look_again(self, run_id: str) -> Run:
+        """`get` of a run that has just changed. Raises NotFound. One transaction."""
+        return await self._database.glance(_get, run_id, None)
+
     async def inputs(self, run_id: str) -> tuple[RunInput, ...]:
         """The pictures that a run begins from. One transaction."""
         return await self._database.read(inputs.of_run, run_id)

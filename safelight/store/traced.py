@@ -28,6 +28,10 @@ class TracedDatabase(Database):
         with self._span(work):
             return await super().read(work, *args, **kwargs)
 
+    async def glance(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._span(work):
+            return await super().glance(work, *args, **kwargs)
+
     async def write_locking(
         self, first: RowLock, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from safelight.errors import ConfigError, NotFound, TryLater
 from safelight.store import Store, queueing
 from safelight.store.database import now
+from safelight.store.sqlite import HAS_SOUND_WAL, sqlite3
 
 from .making import HOOK, Place, new_run, submit
 
@@ -89,6 +90,35 @@ async def test_idle_connections_can_be_closed_under_those_at_work(store: Store) 
     may_end.set()
     assert await slow == 2
     assert (await store.runs.backlog()).num_queued == 2
+
+
+async def test_a_glance_sees_what_others_have_just_written(store: Store, neighbour: Store, kind: str) -> None:
+    threads: list[threading.Thread] = []
+
+    def count(connection: Connection) -> int:
+        threads.append(threading.current_thread())
+        return connection.execute(queueing.COUNT_QUEUED).scalar_one()
+
+    for number in (1, 2):
+        await submit(neighbour)
+        assert await store._database.glance(count) == number
+    await store.release_memory()
+    assert await store._database.glance(count) == 2
+    is_on_loop = kind == "sqlite" and HAS_SOUND_WAL
+    assert {thread is threading.main_thread() for thread in threads} == {is_on_loop}
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+async def test_a_glance_keeps_the_loop_waiting_for_nobody(store: Store) -> None:
+    def look(connection: Connection) -> str:
+        if threading.current_thread() is threading.main_thread():
+            assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 0
+            raise DBAPIError("SELECT", None, sqlite3.OperationalError("database is locked"))
+        return "read on a thread"
+
+    assert await store._database.glance(look) == "read on a thread"
+    with pytest.raises(NotFound):
+        await store.runs.look_again("no-such-run")
 
 
 async def test_a_cancelled_caller_leaves_a_whole_run_or_none(store: Store) -> None:
