@@ -15,6 +15,8 @@ def collect_from_here() -> None:
 
 
 def give_memory_back() -> None:
-    """To the system, what was let go of: glibc's allocator would keep it for this process. Others are left alone."""
+    """To the system, what was let go of, cycles too: glibc's allocator would keep it for this process. Others are left
+    alone."""
+    gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
