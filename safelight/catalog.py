@@ -13,19 +13,11 @@ from safelight.deployments import Defaults
 from safelight.errors import FieldError, InvalidFields, ModelError
 from safelight.families import Family, check_model_path
 from safelight.runs import SamplerName
-from safelight.weight_files import find_files
+from safelight.weight_files import NETWORKS, find_files
 
 PINHOLE_FOLDER = Path(__file__).parent / "pinhole"
 
 INDEX = "model_index.json"
-
-NETWORKS: Mapping[str, str] = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
-}
-"""The networks of a repository that are served, and what their files are called."""
 
 
 @dataclass(frozen=True, slots=True)

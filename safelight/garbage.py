@@ -15,8 +15,6 @@ def collect_from_here() -> None:
 
 
 def give_memory_back() -> None:
-    """To the system, what was let go of, cycles too: glibc's allocator would keep it for this process. Others are left
-    alone."""
-    gc.collect()
+    """To the system, what was let go of: glibc's allocator would keep it for this process. Others are left alone."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

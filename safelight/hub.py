@@ -28,8 +28,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import HfFileMetadata, http_get
 from huggingface_hub.utils._headers import build_hf_headers
 
-from safelight.catalog import INDEX, NETWORKS, CatalogEntry, HubSource, missing_networks
+from safelight.catalog import INDEX, CatalogEntry, HubSource, missing_networks
 from safelight.errors import ModelError
+from safelight.weight_files import NETWORKS
 
 _PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
 _SMALL = (".json", ".txt", ".model")

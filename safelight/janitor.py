@@ -4,6 +4,7 @@ sweeps orphan files."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -67,8 +68,9 @@ class Janitor:
         await self._give_memory_back()
 
     async def _give_memory_back(self) -> None:
-        """What was read of a large store stays in page caches, and what was drawn leaves holes behind."""
+        """What was read of a large store stays in page caches, and what was drawn leaves holes and cycles behind."""
         await self._store.release_memory()
+        gc.collect()
         give_memory_back()
 
     async def prune(self) -> Pruned:

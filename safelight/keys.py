@@ -19,6 +19,10 @@ class Scope(StrEnum):
 MINUTE_SECONDS = 60
 DAY_SECONDS = 86400
 
+MAX_LIFETIME_DAYS = 36_500
+MAX_OVERLAP_HOURS = 8_760
+"""A hundred years and one: what is farther off is a slip, and soon no date that a calendar has."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowance:

@@ -9,7 +9,7 @@ from pathlib import Path
 from safelight.errors import ModelError
 from safelight.headers import PICKLE_SUFFIXES, pickle_message, read_header
 
-_STEMS = {
+NETWORKS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
@@ -22,7 +22,7 @@ _PACKAGE, _PACKAGE_FILE = "open_clip", "bpe_simple_vocab_16e6.txt.gz"
 
 def check_folder(folder: Path) -> None:
     """Raises ModelError unless every network that is in `folder` has whole safetensors files."""
-    for name, stem in _STEMS.items():
+    for name, stem in NETWORKS.items():
         if (folder / name).is_dir():
             for file in find_files(folder / name, stem):
                 read_header(file)

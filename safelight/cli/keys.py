@@ -11,7 +11,7 @@ import typer
 from safelight.cli.opening import with_store
 from safelight.cli.options import ConfigOption, DataOption, JsonOption, existing_settings_of, settings_of
 from safelight.cli.output import explain, say, say_json, say_table, when
-from safelight.keys import Allowance, Key, Scope
+from safelight.keys import DAY_SECONDS, MAX_LIFETIME_DAYS, MAX_OVERLAP_HOURS, Allowance, Key, Scope
 
 if TYPE_CHECKING:
     from safelight.store import Store
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 HELP = "Make, list, limit, rotate and revoke API keys."
 
 _HOUR_SECONDS = 3_600
-_DAY_SECONDS = 24 * _HOUR_SECONDS
-_MAX_EXPIRES_DAYS = 36_500.0
-_MAX_OVERLAP_HOURS = 8_760.0
 
 
 def create(
@@ -33,7 +30,7 @@ def create(
     project: Annotated[str, typer.Option(help="Keys see the runs of their own project only.")] = "default",
     expires_days: Annotated[
         float | None,
-        typer.Option("--expires-days", min=0.0, max=_MAX_EXPIRES_DAYS, help="Refuse the key after this many days."),
+        typer.Option("--expires-days", min=0.0, max=MAX_LIFETIME_DAYS, help="Refuse the key after this many days."),
     ] = None,
     data: DataOption = None,
     config: ConfigOption = None,
@@ -41,7 +38,7 @@ def create(
 ) -> None:
     """Make a key and print it, alone, on stdout. It is shown this once."""
     scopes = frozenset(scope or (Scope.PREDICT,))
-    expires_at = None if expires_days is None else time.time() + expires_days * _DAY_SECONDS
+    expires_at = None if expires_days is None else time.time() + expires_days * DAY_SECONDS
     key, secret = with_store(
         settings_of(config, data),
         lambda store: store.keys.create(name, project=project, scopes=scopes, expires_at=expires_at),
@@ -127,7 +124,7 @@ def rotate(
         typer.Option(
             "--overlap-hours",
             min=0.0,
-            max=_MAX_OVERLAP_HOURS,
+            max=MAX_OVERLAP_HOURS,
             help="How long the old key stays valid beside the new one.",
         ),
     ] = 24.0,
@@ -155,7 +152,7 @@ def usage(
     as_json: JsonOption = False,
 ) -> None:
     """Show what keys have used: runs, finished images and device time, by deployment."""
-    since = time.time() - days * _DAY_SECONDS
+    since = time.time() - days * DAY_SECONDS
     found = with_store(existing_settings_of(config, data), lambda store: store.ledger.usage(since=since))
     wanted = [each for each in found if key is None or key in {each.key, each.key_id}]
     if as_json:
@@ -191,6 +188,6 @@ def _state(key: Key) -> str:
     if key.revoked_at is not None:
         return f"revoked {when(key.revoked_at)}"
     # Older releases took any end, also one that no calendar has; so far off it is as good as none.
-    if key.expires_at is not None and key.expires_at <= time.time() + _MAX_EXPIRES_DAYS * _DAY_SECONDS:
+    if key.expires_at is not None and key.expires_at <= time.time() + MAX_LIFETIME_DAYS * DAY_SECONDS:
         return f"{'expired' if key.expires_at <= time.time() else 'expires'} {when(key.expires_at)}"
     return "valid"

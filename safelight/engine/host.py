@@ -295,6 +295,7 @@ class EngineHost:
                 self._event_loop.call_soon_threadsafe(self._lose)
 
     def _loop(self) -> None:
+        """Thread: the engine's. Raises what no run can be blamed for."""
         while not (self._is_stopping and self._commands.empty() and not self._engine.has_work):
             self._take_commands()
             # Runs that a command ended are told of now, not after a step of the others.

@@ -62,7 +62,7 @@ class Deliveries:
 
     async def record(
         self,
-        delivery_id: str,
+        delivery: Delivery,
         attempt: DeliveryAttempt,
         *,
         retry_seconds: Sequence[float],
@@ -71,7 +71,7 @@ class Deliveries:
         retry_after_seconds: float | None,
         disable_after_seconds: float | None = None,
     ) -> Delivery:
-        """Keep what came of an attempt and decide what is next. Raises NotFound. One transaction, and a look before it.
+        """Keep what came of an attempt and decide what is next. Raises NotFound. One transaction.
 
         The attempt gets the next number whatever `attempt.number` says. `retry_seconds[n]` is the wait before try n,
         the first being 0; it and `retry_after_seconds` both hold. What has arrived, or was ended meanwhile, stays so. A
@@ -79,10 +79,9 @@ class Deliveries:
         says nothing about the endpoint.
         """
         schedule = _Schedule(retry_seconds, retry_after_seconds or 0.0, disable_after_seconds)
-        endpoint_id = await self._database.read(_endpoint_of, delivery_id)
-        first = endpoints.row_of(endpoint_id or "")
+        first = endpoints.row_of(delivery.endpoint_id or "")
         return await self._database.write_locking(
-            first, _record, delivery_id, endpoint_id, attempt, schedule, delivered=delivered, give_up=give_up
+            first, _record, delivery.id, delivery.endpoint_id, attempt, schedule, delivered=delivered, give_up=give_up
         )
 
     async def get(self, delivery_id: str, *, project: str | None = None) -> Delivery:
@@ -259,11 +258,6 @@ def _add_attempt(connection: Connection, row: sa.Row[Any], attempt: DeliveryAtte
 
 def _get(connection: Connection, delivery_id: str, project: str | None) -> Delivery:
     return _with_attempts(connection, [_row(connection, delivery_id, project)])[0]
-
-
-def _endpoint_of(connection: Connection, delivery_id: str) -> str | None:
-    endpoint_id: str | None = _row(connection, delivery_id).endpoint_id
-    return endpoint_id
 
 
 def _row(connection: Connection, delivery_id: str, project: str | None = None) -> sa.Row[Any]:

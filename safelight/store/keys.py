@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from safelight.errors import Conflict, FieldError, InvalidFields, NotFound, Unauthorized
-from safelight.keys import Allowance, Key, Scope
+from safelight.keys import DAY_SECONDS, MAX_LIFETIME_DAYS, MAX_OVERLAP_HOURS, Allowance, Key, Scope
 from safelight.store.database import Database, now
 from safelight.store.rows import key_from, to_json
 from safelight.store.schema import IS_NOT_REVOKED, keys
@@ -31,10 +31,6 @@ NUM_PUBLIC = len(KEY_START) + 8
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 TOUCH_SECONDS = 60.0
 MAX_NAME_CHARS = 100
-MAX_LIFETIME_DAYS = 36_500
-MAX_OVERLAP_HOURS = 8_760
-"""A hundred years and one: what is farther off is a slip, and soon no date that a calendar has."""
-
 MAX_ALLOWED = 10**15
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
 MAX_PRIORITY = 100
@@ -195,7 +191,7 @@ def _get(connection: Connection, key_id: str) -> Key:
 
 def _check_end(expires_at: float | None) -> None:
     # Asked this way round, what is no number is refused too.
-    if expires_at is None or 0 <= expires_at <= time.time() + MAX_LIFETIME_DAYS * 86_400:
+    if expires_at is None or 0 <= expires_at <= time.time() + MAX_LIFETIME_DAYS * DAY_SECONDS:
         return
     message = f"a key ends at most {MAX_LIFETIME_DAYS} days from now; leave it out for one that never ends"
     raise InvalidFields([FieldError("expires_at", message)])

@@ -247,7 +247,7 @@ class Deliverer:
         )
         retry_after = answer.retry_after_seconds
         return await self._store.deliveries.record(
-            delivery.id,
+            delivery,
             attempt,
             retry_seconds=[seconds * (1 + JITTER * self._jitter()) for seconds in self._settings.retry_seconds],
             delivered=answer.is_success,

@@ -39,7 +39,7 @@ async def fail(store):
     for delivery in await store.deliveries.claim_due(limit=100, lease_seconds=60):
         attempt = DeliveryAttempt(number=1, at=1.0, duration_ms=2.0, status_code=500, response_excerpt="internal")
         await store.deliveries.record(
-            delivery.id, attempt, retry_seconds=(0,), delivered=False, give_up=True, retry_after_seconds=None
+            delivery, attempt, retry_seconds=(0,), delivered=False, give_up=True, retry_after_seconds=None
         )
 
 

@@ -23,7 +23,7 @@ async def record(
     store: Store, delivery: Delivery, *, delivered: bool = False, give_up: bool = False, wait: float | None = None
 ) -> Delivery:
     return await store.deliveries.record(
-        delivery.id,
+        delivery,
         attempt(),
         retry_seconds=SCHEDULE,
         delivered=delivered,

@@ -30,7 +30,7 @@ async def record(store: Store, delivery: Delivery, status_code: int = 500, **giv
     attempt = DeliveryAttempt(number=1, at=1.0, duration_ms=2.0, status_code=status_code)
     usual: dict[str, object] = {"retry_seconds": (0, 5, 5, 5), "delivered": status_code == 200, "give_up": False}
     usual |= {"retry_after_seconds": None, "disable_after_seconds": 1000.0}
-    return await store.deliveries.record(delivery.id, attempt, **(usual | given))  # type: ignore[arg-type]
+    return await store.deliveries.record(delivery, attempt, **(usual | given))  # type: ignore[arg-type]
 
 
 async def test_an_ended_run_is_told_to_each_endpoint_that_wants_it_and_to_its_own_url(store: Store) -> None:

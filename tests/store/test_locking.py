@@ -144,7 +144,7 @@ async def test_doors_that_find_the_same_endpoints_dead_never_wait_for_each_other
         failed = DeliveryAttempt(number=1, at=1.0, duration_ms=2.0, status_code=500)
         asked = [
             door.deliveries.record(
-                delivery.id,
+                delivery,
                 failed,
                 retry_seconds=(0.0, 5.0),
                 delivered=False,

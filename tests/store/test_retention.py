@@ -25,7 +25,7 @@ async def settle(store: Store) -> None:
     for delivery in await store.deliveries.claim_due(limit=100, lease_seconds=60):
         attempt = DeliveryAttempt(number=1, at=1.0, duration_ms=2.0, status_code=200)
         await store.deliveries.record(
-            delivery.id, attempt, retry_seconds=(0,), delivered=True, give_up=False, retry_after_seconds=None
+            delivery, attempt, retry_seconds=(0,), delivered=True, give_up=False, retry_after_seconds=None
         )
 
 
