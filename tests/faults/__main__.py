@@ -162,7 +162,7 @@ def as_markdown(results: Results, size: Size) -> str:
             "starved; and the tests of the usual suite that prove a promise, with what they measured.",
             "`python -m tests.faults --list` names the experiments, `--only` does one or those of one database,",
             "`--resume` goes on where a run was broken off.",
-            "`--only soak --share 19` is the last row over more than an hour: see [benchmarks.md](benchmarks.md).",
+            "`--only soak --share 19` judges the last row over more than an hour: see [benchmarks.md](benchmarks.md).",
             "`python -m tests.faults.guards` takes out what keeps a promise, in a copy, and sees its test fail.",
             "",
             f"{describe()}; {size.share:.0%} of the full size, in {results.total_minutes:.0f} minutes,"

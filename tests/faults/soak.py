@@ -86,11 +86,11 @@ def _figure(seen: dict[str, list[Sample]], num_runs: int, seconds: float, faults
             float(np.median([each.megabytes for each in part])) for part in (samples[:third], samples[-third:])
         )
         descriptors = [each.num_descriptors for each in samples]
-        parts.append(
-            f"{name} {last - first:+.1f} MB ({slope:+.1f} MB/h), {min(descriptors)} to {max(descriptors)} files"
-        )
+        growth = f"{last - first:+.1f} MB"
         if seconds >= MIN_HOURS_TO_JUDGE * 3600:
+            growth += f" ({slope:+.1f} MB/h)"
             faults += check(slope < MAX_SLOPE, f"{name} grows by {slope:.1f} MB/h")
+        parts.append(f"{name} {growth}, {min(descriptors)} to {max(descriptors)} files")
         if seconds >= MIN_SECONDS_TO_JUDGE:
             faults += check(last - first < MAX_GROWTH, f"{name} grew by {last - first:.1f} MB")
             # Connections come and go by the dozen; what leaks lifts the middle of them.
