@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from safelight.config import Settings, dump_settings, parse_settings
-from safelight.engine.environment import WORKER_ENVIRONMENT
+from safelight.engine.environment import API_ENVIRONMENT, WORKER_ENVIRONMENT
 from safelight.errors import ConfigError
 from safelight.supervisor import (
     API_LOCK,
@@ -38,7 +38,7 @@ from safelight.supervisor import (
 log = logging.getLogger("safelight.cluster")
 
 _RESTART_SECONDS = 1.0
-_GRACE_SECONDS = 5.0
+_GRACE_SECONDS = 12.0
 
 
 class _Place:
@@ -75,7 +75,9 @@ class _Door(_Place):
             except ConfigError:
                 # The process of a killed predecessor still has the address, for a moment.
                 _die()
-            super().__init__(start_child(("api", str(door.fileno())), {}, pass_fds=(door.fileno(),)), settings)
+            super().__init__(
+                start_child(("api", str(door.fileno())), API_ENVIRONMENT, pass_fds=(door.fileno(),)), settings
+            )
 
 
 class _Worker(_Place):

@@ -75,7 +75,9 @@ class Limits:
         return max(1, int(side / self.side_multiple + 0.5)) * self.side_multiple
 
     def _side(self, name: str, value: int) -> FieldError | None:
-        legal = self.nearest_multiple(min(max(value, self.min_side), self.max_side))
+        lowest = -(-self.min_side // self.side_multiple) * self.side_multiple
+        highest = max(lowest, self.max_side // self.side_multiple * self.side_multiple)
+        legal = min(max(self.nearest_multiple(value), lowest), highest)
         if value == legal:
             return None
         rule = f"a multiple of {self.side_multiple} between {self.min_side} and {self.max_side}"

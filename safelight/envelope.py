@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 from pybase64 import b64encode
 
+from safelight.errors import Conflict, ModelUnavailable, RunFailed, SafelightError
 from safelight.runs import Run, RunStatus
 
 SUCCESS_MESSAGE = "Successfully generated images"
 ACCEPTED_MESSAGE = "We will return the images to the endpoint provided when the task is complete."
 CANCELLED_MESSAGE = "The run was cancelled"
+MODEL_RETRY_SECONDS = 5.0
 
 
 def success_body(run: Run, images: Sequence[bytes], *, status_code: int | None = None) -> bytes:
@@ -56,6 +58,25 @@ def end_code(run: Run) -> str:
     if run.status is RunStatus.FAILED:
         return run.error.code if run.error else "run_failed"
     return "run_cancelled" if run.status is RunStatus.CANCELLED else run.status.value
+
+
+def status_code_of(run: Run) -> int:
+    """The HTTP status of how `run` ended: a webhook is told the one that a waiting caller gets."""
+    if run.status is RunStatus.CANCELLED:
+        return 409
+    if run.status is RunStatus.SUCCEEDED:
+        return 200
+    return 503 if end_code(run) == ModelUnavailable.code else 500
+
+
+def error_of(run: Run) -> SafelightError:
+    """How a run ended that did not succeed, as the error a waiting caller gets."""
+    code, message = end_code(run), end_message(run)
+    if run.status is RunStatus.CANCELLED:
+        return Conflict(message, code=code, run_id=run.id)
+    if code == ModelUnavailable.code:
+        return ModelUnavailable(message, retry_after_seconds=MODEL_RETRY_SECONDS, run_id=run.id)
+    return RunFailed(message, code=code, run_id=run.id)
 
 
 def _dumps(value: object) -> bytes:

@@ -64,7 +64,9 @@ class Janitor:
         await self._give_memory_back()
 
     async def _tidy_up_beside_worker(self) -> None:
+        # Both lie on this machine, where there may be no API.
         await self._store.sweep_checkpoints()
+        await self._store.previews.sweep()
         await self._give_memory_back()
 
     async def _give_memory_back(self) -> None:

@@ -32,7 +32,8 @@ log = logging.getLogger("safelight.supervisor")
 _TICK_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 30.0
 _HEALTHY_AFTER_SECONDS = 10.0
-_API_GRACE_SECONDS = 5.0
+_API_GRACE_SECONDS = 12.0
+"""More than the door has for its callers and its deliveries after that."""
 
 API_LOCK = "serve.lock"
 WORKER_LOCK = "worker.lock"

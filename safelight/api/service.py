@@ -28,19 +28,15 @@ from safelight.api.starting import Pictures, keep_pictures, take_pictures
 from safelight.api.webhooks import Webhooks
 from safelight.config import ServerSettings
 from safelight.deployments import Deployment, DeploymentStatus
-from safelight.envelope import end_code, end_message
+from safelight.envelope import error_of
 from safelight.errors import (
-    Conflict,
     DeadlineUnreachable,
     FieldError,
     InvalidFields,
     InvalidRequest,
-    ModelUnavailable,
     NotFound,
     Overloaded,
     RateLimited,
-    RunFailed,
-    SafelightError,
     Stopping,
     TryLater,
     WaitTimeout,
@@ -300,9 +296,18 @@ class Service:
         preview: int | None = None
         with self._store.notifications.listen(f"run:{run.id}") as listener:
             while True:
-                # The row is read before its events: an end that the row shows is then among them.
-                run = await self._store.runs.get(run.id)
-                for event in await self._store.events.after(run.id, seen):
+                try:
+                    # The row is read before its events: an end that the row shows is then among them.
+                    run = await self._store.runs.get(run.id)
+                    news = await self._store.events.after(run.id, seen)
+                except NotFound:
+                    # It was deleted, and with it all that could be told.
+                    return
+                except TryLater:
+                    yield None
+                    await listener.wait(PROGRESS_SECONDS)
+                    continue
+                for event in news:
                     yield event
                     seen = event.sequence or seen
                     if event.kind in _END_KINDS:
@@ -369,16 +374,6 @@ class Service:
                 f"the run takes longer than {waited} and goes on; ask for it at /runs/{run_id}", run_id=run_id
             )
         return min(left, max(POLL_SECONDS, self._waiting.total() / _MAX_POLLS_PER_SECOND))
-
-
-def error_of(run: Run) -> SafelightError:
-    """How a run ended that did not succeed, as the error a waiting caller gets."""
-    code, message = end_code(run), end_message(run)
-    if run.status is RunStatus.CANCELLED:
-        return Conflict(message, code="run_cancelled", run_id=run.id)
-    if code == ModelUnavailable.code:
-        return ModelUnavailable(message, retry_after_seconds=_RETRY_SECONDS, run_id=run.id)
-    return RunFailed(message, code=code, run_id=run.id)
 
 
 def _progress_of(run: Run, kind: RunEventKind = RunEventKind.PROGRESS) -> RunEvent:

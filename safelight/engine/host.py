@@ -278,12 +278,14 @@ class EngineHost:
         self._deliver([_failed(run_id, faults.ENGINE_LOST) for run_id, each in self._streams.items() for _ in each])
 
     def _submit(self, assignment: Assignment) -> None:
-        """Thread: the engine's."""
+        """Thread: the engine's. Raises DeviceLost."""
         try:
             self._engine.submit(assignment)
         except Exception as error:
             log.exception("run %s cannot be taken in", assignment.run_id)
-            self._publish([_failed(assignment.run_id, faults.engine_failed(error))])
+            events = [_failed(assignment.run_id, faults.engine_failed(error))]
+            self._check_device(events)
+            self._publish(events)
 
     def _run(self) -> None:
         """Thread: the engine's."""

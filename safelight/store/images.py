@@ -94,7 +94,7 @@ class ImageFolder:
         # A run's own files go by strings: pathlib interns every part of every path, and CPython's table of interned
         # strings keeps a slot for each that was ever in it, until it is full and made anew.
         self._root = str(folder)
-        self._thumbnails = thumbnails
+        self._thumbnails = None if thumbnails is None else ImageFolder(thumbnails)
         self._lasting_shelves: set[str] = set()
         self._prepared: dict[str, float] = {}
         self._hashing = ThreadPoolExecutor(1, "sha256")
@@ -146,9 +146,11 @@ class ImageFolder:
         return await asyncio.to_thread(self._orphan_sizes, known_paths, older_than_seconds, shelf)
 
     async def shelves(self) -> list[str]:
-        return await asyncio.to_thread(
-            lambda: sorted(shelf.name for shelf in _entries(self._root) if len(shelf.name) == SHELF_CHARS)
-        )
+        return await asyncio.to_thread(self._shelves)
+
+    def _shelves(self) -> list[str]:
+        own = {shelf.name for shelf in _entries(self._root) if len(shelf.name) == SHELF_CHARS}
+        return sorted(own if self._thumbnails is None else own.union(self._thumbnails._shelves()))
 
     def _check(self) -> None:
         try:
@@ -209,7 +211,7 @@ class ImageFolder:
     def _remove(self, paths: Collection[str]) -> None:
         files = [f"{self._root}/{path}" for path in paths]
         if self._thumbnails is not None:
-            files += [f"{self._thumbnails}/{small_name(path)}" for path in paths]
+            files += [f"{self._thumbnails._root}/{small_name(path)}" for path in paths]
         for file in files:
             try:
                 os.unlink(file)
@@ -225,6 +227,10 @@ class ImageFolder:
     def _sweep(self, known_paths: Collection[str], older_than_seconds: float, shelf: str) -> int:
         orphans = self._orphans(known_paths, older_than_seconds, shelf)
         self._remove([path for path, _ in orphans])
+        if self._thumbnails is not None:
+            # One may have been made while its picture was removed, or have been left half-made.
+            known_small = {small_name(path) for path in known_paths}
+            self._thumbnails._sweep(known_small, older_than_seconds, shelf)
         full = {run_of(path) for path in known_paths}
         self._remove_empty(shelf, full, time.time() - older_than_seconds - LONGEST_DRAWING_SECONDS)
         return len(orphans)

@@ -135,7 +135,7 @@ class Keys:
         if at - self._touched.get(key_id, -TOUCH_SECONDS) < TOUCH_SECONDS:
             return
         self._touched[key_id] = at
-        await self._database.write(_touch, key_id)
+        await self._database.write_locking(("keys", key_id), _touch, key_id)
 
     async def count(self) -> int:
         """How many keys were ever made. One transaction."""
@@ -235,6 +235,8 @@ def _rotate(connection: Connection, key_id_or_name: str, columns: dict[str, obje
         raise _not_found()
     if old.revoked_at is not None:
         raise Conflict("this key was revoked; make a new one instead")
+    if old.expires_at is not None and old.expires_at <= connection.execute(sa.select(now())).scalar_one():
+        raise Conflict("this key has expired; make a new one instead")
     ends_at = now() + overlap_seconds
     is_longer = sa.or_(keys.c.expires_at.is_(None), keys.c.expires_at > ends_at)
     # The new key takes the name, so the old one is told apart by its public beginning.

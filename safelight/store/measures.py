@@ -87,6 +87,8 @@ def hear(connection: Connection, worker_id: str, figures: EngineFigures) -> None
     said = {"heard_at": now(), "figures": json.dumps(asdict(figures))}
     known = sa.update(workers).where(workers.c.worker_id == worker_id)
     if connection.execute(known.values(**said)).rowcount == 0:
+        # Workers that were killed say no farewell, and where names change with every start they would pile up.
+        connection.execute(sa.delete(workers).where(workers.c.heard_at < now() - FORGOTTEN_SECONDS))
         connection.execute(sa.insert(workers).values(worker_id=worker_id, **said))
 
 
@@ -94,7 +96,8 @@ def _read(connection: Connection, since: float | None) -> Measures:
     at: float = connection.execute(sa.select(now())).scalar_one()
     until = at - SETTLED_SECONDS
     if since is not None:
-        until = _end_of_batch(connection, since, until)
+        # A clock that was set back must not have runs counted twice.
+        until = _end_of_batch(connection, since, max(since, until))
     pending = sa.select(sa.func.count(), sa.func.min(deliveries.c.next_attempt_at)).where(IS_PENDING)
     num_pending, due_at = connection.execute(pending).one()
     return Measures(

@@ -149,7 +149,8 @@ def backlog(connection: Connection) -> Backlog:
         sa.select(
             COUNT_QUEUED.scalar_subquery(),
             COUNT_RUNNING.scalar_subquery(),
-            sa.select(sa.func.avg(recent.c.run_time_ms)).scalar_subquery(),
+            # Runs that never came to a device say nothing of how long the others take.
+            sa.select(sa.func.avg(sa.func.nullif(recent.c.run_time_ms, 0.0))).scalar_subquery(),
         )
     ).one()
     num_queued, num_running, mean_ms = figures

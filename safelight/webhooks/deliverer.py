@@ -15,7 +15,7 @@ from typing import Any
 import httpcore2
 
 from safelight.config import WebhookSettings
-from safelight.envelope import failure_body, success_body
+from safelight.envelope import failure_body, status_code_of, success_body
 from safelight.errors import NotFound, SafelightError, TryLater
 from safelight.runs import Delivery, DeliveryAttempt, DeliveryStatus, Run, RunStatus
 from safelight.store import Hosts, Store
@@ -45,7 +45,6 @@ _MAX_UNPROVEN_WAITING = 1000
 
 _MAX_PAUSE_SECONDS = 10.0
 _DAY_SECONDS = 86400.0
-_STATUS_CODES = {RunStatus.SUCCEEDED: 200, RunStatus.FAILED: 500, RunStatus.CANCELLED: 409}
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +292,7 @@ class Deliverer:
 
     async def _body(self, run: Run) -> bytes:
         """The same bytes on every try: they hang on nothing but the ended run and its files."""
-        status_code = _STATUS_CODES[run.status]
+        status_code = status_code_of(run)
         if run.status is not RunStatus.SUCCEEDED:
             return failure_body(run, status_code=status_code)
         records = sorted(run.images, key=lambda image: image.index)

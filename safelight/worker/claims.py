@@ -123,6 +123,9 @@ class Worker:
         if self._num_free_images < 1:
             # Another worker may have room for what is urgent.
             await asyncio.sleep(URGENT_PAUSE_SECONDS)
+        if self._engine.is_lost:
+            # The next process draws what waits; a claim by this one would cost the run an attempt.
+            return ()
         has_room = self._num_free_images >= 1
         priorities = [held.claim.run.priority for held in self._held.values()]
         if not (has_room or priorities) or any(self._is_last_attempt(held) for held in self._held.values()):

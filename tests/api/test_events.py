@@ -7,6 +7,7 @@ import json
 from itertools import pairwise
 
 from safelight.api.sse import event_stream, format_event, read_last_event_id
+from safelight.errors import TryLater
 from safelight.runs import Progress, RunEvent, RunEventKind
 
 from .house import failing
@@ -100,6 +101,31 @@ async def test_progress_comes_in_between_at_most_twice_a_second(house):
     times = [at for at, _ in seen]
     assert len(seen) >= 2 and all(later - sooner >= 0.45 for sooner, later in pairwise(times))
     assert (seen[-1][1].steps_total, seen[-1][1].eta_seconds) == (50, 3.0)
+
+
+async def test_a_stream_ends_with_its_run_when_that_is_deleted(house):
+    run_id = await submit(house)
+    following = asyncio.create_task(house.client.get(f"/runs/{run_id}/events"))
+    await asyncio.sleep(0.2)
+    assert (await house.client.delete(f"/runs/{run_id}")).status_code == 204
+    answer = await asyncio.wait_for(following, 5)
+    assert [event["event"] for event in parse(answer.text)] == ["queued"]
+
+
+async def test_a_stream_outlives_a_database_that_is_away(house, monkeypatch):
+    run_id = await submit(house)
+    run = await house.store.runs.get(run_id)
+    get, outages = house.store.runs.get, iter([True, True])
+
+    async def get_or_fail(run_id):
+        if next(outages, False):
+            raise TryLater("the database is away", retry_after_seconds=1)
+        return await get(run_id)
+
+    monkeypatch.setattr(house.store.runs, "get", get_or_fail)
+    await house.store.runs.cancel(run_id)
+    kinds = [event.kind async for event in house.service.follow(run) if event is not None]
+    assert kinds == [RunEventKind.QUEUED, RunEventKind.CANCELLED]
 
 
 async def test_silence_is_broken_by_a_comment():

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from safelight.api.views import DeploymentList, RunPage, RunView
 from safelight.deployments import DeploymentStatus
 from safelight.keys import Scope
+from safelight.runs import Outcome, RunError, RunStatus
 
 from .house import EXAMPLE_BODY, failing, solid_png
 
@@ -65,6 +66,18 @@ async def test_an_image_that_the_client_has_is_not_sent_again(house):
         answer = await house.client.get(url, headers={"If-None-Match": tags})
         assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", tag)
     assert (await house.client.get(url, headers={"If-None-Match": '"other"'})).status_code == 200
+
+
+async def test_runs_that_never_came_to_a_device_make_the_queue_look_no_faster(house):
+    async with house.working():
+        await house.predict(width=64, height=64)
+    for _ in range(20):
+        await submit(house)
+        (claim,) = await house.store.runs.claim("w", limit=1, lease_seconds=60)
+        error = RunError("model_unavailable", "no weights")
+        await house.store.runs.finish(claim, Outcome(status=RunStatus.FAILED, run_time_ms=0.0, error=error))
+    await submit(house)
+    assert (await house.store.runs.backlog()).queue_eta_seconds is None
 
 
 async def test_runs_know_their_place_in_the_queue_and_how_far_they_are(house):

@@ -206,6 +206,16 @@ async def test_a_lost_device_ends_the_engine_and_answers_everyone_now_and_later(
         assert code_of(await events_of(host.generate(assign("s", CAT)))) == "engine_lost"
 
 
+async def test_a_device_that_is_found_lost_when_a_run_is_taken_in_is_not_the_runs_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with hosting(lambda folder: FakeModel()) as host:
+        monkeypatch.setattr("safelight.engine.faults.is_lost", lambda device: True)
+        monkeypatch.setattr(host._engine, "submit", lambda assignment: 1 / 0)
+        assert code_of(await events_of(host.generate(assign("r", CAT)))) == "engine_lost"
+        assert host.is_lost
+
+
 async def test_a_command_that_fails_ends_the_engine_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     async with hosting(lambda folder: FakeModel(step_seconds=0.005)) as host:
         waiting = asyncio.create_task(events_of(host.generate(assign("r", LONG))))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 
-from safelight.deployments import Serving
+from safelight.config import EngineSettings, WorkerSettings
+from safelight.deployments import Deployment, Serving
+from safelight.engine.host import EngineHost
 from safelight.runs import RunEventKind, RunParams, RunStatus
 from safelight.store import Store
 from safelight.store.schema import runs
 from safelight.testing import FakeModel
+from safelight.worker import EngineHung, Worker
 from tests.lifecycle.test_models import ended, until, working
 from tests.store.making import new_run
 
@@ -39,3 +43,18 @@ async def test_a_run_that_its_own_worker_claims_back_is_drawn_to_its_end(tmp_pat
         kinds = [event.kind for event in await store.events.after(run.id)]
     assert run.status is RunStatus.SUCCEEDED
     assert kinds.count(RunEventKind.REQUEUED) == NUM_LOST
+
+
+async def test_a_worker_whose_engine_is_lost_costs_no_run_that_waits_an_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await Store.open(tmp_path) as store:
+        await store.deployments.deploy(Deployment(name="a", version=0, model="a"))
+        waiting = [(await store.runs.create(new_run(deployment="a"), max_queued=100))[0].id for _ in range(5)]
+        engine = EngineHost(EngineSettings(), load=lambda _: FakeModel())
+        settings = WorkerSettings(poll_seconds=0.01, progress_seconds=0.3)
+        monkeypatch.setattr(EngineHost, "is_lost", property(lambda host: True))
+        with pytest.raises(EngineHung):
+            await Worker(store, engine, settings, worker_id="w", find_weights=Path).run()
+        assert [(await store.runs.get(run_id)).num_attempts for run_id in waiting] == [0] * 5
+        await engine.close()

@@ -20,7 +20,7 @@ from safelight.errors import NotFound, StorageFull, TryLater
 from safelight.runs import OutputFormat
 from safelight.store import ImageFolder, Images, Store
 from safelight.store.image_bucket import ImageBucket
-from safelight.store.images import thumbnail_of
+from safelight.store.images import path_of, thumbnail_of
 
 from .making import SUCCEEDED, claim_one, draw, submit
 
@@ -115,6 +115,21 @@ async def test_small_versions_go_with_their_pictures(images: Images, tmp_path: P
     small.touch()
     await images.remove([stored.path])
     assert not small.exists()
+
+
+async def test_the_sweep_takes_small_versions_without_a_picture_and_half_made_ones(
+    images: Images, tmp_path: Path
+) -> None:
+    kept = thumbnail_of((await images.write("ab-1", 0, 1, OutputFormat.PNG, b"light")).path, tmp_path / "thumbnails")
+    late = thumbnail_of(path_of("cd-1", 0, 1, OutputFormat.PNG), tmp_path / "thumbnails")
+    half_made = kept.with_name(f".{kept.name}.0123abcd")
+    for small in (kept, half_made, late):
+        small.parent.mkdir(parents=True, exist_ok=True)
+        small.touch()
+    known = {path_of("ab-1", 0, 1, OutputFormat.PNG)}
+    for shelf in await images.shelves():
+        assert await images.sweep(known, -1.0, shelf=shelf) == 0
+    assert (kept.exists(), half_made.exists(), late.exists()) == (True, False, False)
 
 
 @pytest.fixture

@@ -86,6 +86,12 @@ async def test_an_expired_key_is_refused(store: Store) -> None:
         await store.keys.authenticate(expired)
 
 
+async def test_an_expired_key_is_not_rotated(store: Store) -> None:
+    await store.keys.create("old", scopes=PREDICT, expires_at=time.time() - 1)
+    with pytest.raises(Conflict, match="expired; make a new one"):
+        await store.keys.rotate("old", overlap_seconds=60)
+
+
 async def test_a_name_is_one_live_keys_at_a_time(store: Store) -> None:
     await store.keys.create("laptop", scopes=PREDICT)
     with pytest.raises(Conflict, match="laptop"):

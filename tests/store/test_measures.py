@@ -36,6 +36,18 @@ async def test_every_end_is_read_once_and_only_when_it_has_settled(
     assert (await store.measures.read(since=second.until)).ends == []
 
 
+async def test_a_clock_that_was_set_back_has_no_run_counted_twice(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measures, "SETTLED_SECONDS", 0.0)
+    await end_one(store)
+    seen = await store.measures.read(since=0.0)
+    assert len(seen.ends) == 1
+    monkeypatch.setattr(measures, "SETTLED_SECONDS", 3600.0)
+    set_back = await store.measures.read(since=seen.until)
+    assert (set_back.ends, set_back.until) == ([], seen.until)
+
+
 @pytest.mark.parametrize(
     ("ended_at", "looks"),
     [
@@ -83,6 +95,14 @@ async def test_figures_travel_with_the_pulse_and_go_with_the_worker(store: Store
     assert 0 <= worker.silent_seconds < 5
     await store.deployments.forget_worker("w")
     assert (await neighbour.measures.read(since=None)).workers == []
+
+
+async def test_workers_that_fell_silent_long_ago_leave_no_rows(store: Store) -> None:
+    await store.runs.pulse("killed", [], lease_seconds=60, renew=True, figures=EngineFigures())
+    await store._database.write(lambda connection: connection.exec_driver_sql("UPDATE workers SET heard_at = 1"))
+    await store.runs.pulse("next", [], lease_seconds=60, renew=True, figures=EngineFigures())
+    sql = "SELECT worker_id FROM workers"
+    assert await store._database.read(lambda connection: connection.exec_driver_sql(sql).scalars().all()) == ["next"]
 
 
 async def test_figures_of_another_version_are_read_as_far_as_they_are_known(store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,23 @@ async def test_a_disk_in_trouble_ends_neither_the_janitor_nor_its_process(
         with contextlib.suppress(asyncio.CancelledError):
             await tidying
     assert "Read-only file system" in caplog.text
+
+
+async def test_a_machine_without_a_door_sweeps_what_dead_workers_left_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_round_over = asyncio.Event()
+    monkeypatch.setattr("safelight.janitor.give_memory_back", is_round_over.set)
+    async with await Store.open(tmp_path) as store:
+        await store.previews.write("run", b"picture")
+        os.utime(tmp_path / "previews" / "run.png", (1.0, 1.0))
+        tidying = asyncio.create_task(Janitor(store, StoreSettings(), WorkerSettings()).run_beside_worker())
+        async with asyncio.timeout(10):
+            await is_round_over.wait()
+        assert await store.previews.read("run") is None
+        tidying.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await tidying
 
 
 @pytest.mark.parametrize("round_of", ["run", "run_beside_worker"])

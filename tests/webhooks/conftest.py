@@ -45,7 +45,12 @@ def end_run(store: Store) -> EndRun:
     """Takes a run with a webhook through its whole life."""
 
     async def end(
-        url: str | None, status: RunStatus = RunStatus.SUCCEEDED, *, project: str = "default", num_images: int = 1
+        url: str | None,
+        status: RunStatus = RunStatus.SUCCEEDED,
+        *,
+        project: str = "default",
+        num_images: int = 1,
+        code: str = "out_of_memory",
     ) -> Run:
         params = RunParams(prompt="a lamp", seed=7, num_images_per_prompt=num_images)
         new = NewRun(
@@ -62,7 +67,7 @@ def end_run(store: Store) -> EndRun:
             return await store.runs.cancel(new.id)
         (claim,) = await store.runs.claim("worker", limit=1, lease_seconds=60)
         if status is RunStatus.FAILED:
-            error = RunError("out_of_memory", "the picture did not fit; ask for a smaller one")
+            error = RunError(code, "the picture did not fit; ask for a smaller one")
             await store.runs.finish(claim, Outcome(status=status, run_time_ms=5.0, error=error))
             return await store.runs.get(new.id)
         for index in range(num_images):

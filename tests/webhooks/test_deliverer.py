@@ -69,6 +69,13 @@ async def test_a_run_without_pictures_is_told_too(
     assert told["message"]
 
 
+async def test_a_webhook_is_told_the_status_that_a_waiting_caller_gets(store: Store, end_run: EndRun) -> None:
+    async with receiving() as receiver, delivering(store):
+        run = await end_run(receiver.url, RunStatus.FAILED, code="model_unavailable")
+        await wait_for_end(store, run)
+    assert json.loads(receiver.arrived[0].body)["status_code"] == 503
+
+
 async def test_a_receiver_that_is_down_is_told_when_it_is_back(store: Store, end_run: EndRun) -> None:
     async with receiving() as receiver:
         port = receiver.port
