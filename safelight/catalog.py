@@ -217,7 +217,7 @@ def kept_name(model: str, *, catalog: Catalog = CATALOG) -> str:
 def name_for(model: str, *, catalog: Catalog = CATALOG) -> str:
     """The name that a deployment of `model` gets where nobody chooses one."""
     if model in catalog:
-        return model
+        return model.replace(".", "-")
     path = Path(model).resolve()
     name = path.stem if path.is_file() else path.name
     return _UNFIT.sub("-", name.lower()).strip("-")[:63]

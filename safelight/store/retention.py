@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from safelight.store import inputs, ledger
+from safelight.store import inputs, ledger, schema
 from safelight.store.database import Database, now
 from safelight.store.images import Images
 from safelight.store.schema import HAS_ENDED, deliveries, images, runs
@@ -19,8 +19,13 @@ PRUNE_BATCH = 200
 
 IS_WAITED_FOR = sa.exists().where(deliveries.c.run_id == runs.c.id, deliveries.c.status == "pending")
 HAS_IMAGES = runs.c.images_expired_at.is_(None)
-NUM_BYTES = sa.cast(sa.func.coalesce(sa.func.sum(images.c.num_bytes), 0), sa.BigInteger)
-KEPT_BYTES = sa.select(NUM_BYTES).join(runs, runs.c.id == images.c.run_id).where(HAS_IMAGES)
+FILES = sa.union_all(
+    *(sa.select(table.c.run_id, table.c.num_bytes) for table in (images, schema.inputs)),
+).subquery("files")
+"""The pictures that were drawn, and those that runs began from."""
+
+NUM_BYTES = sa.cast(sa.func.coalesce(sa.func.sum(FILES.c.num_bytes), 0), sa.BigInteger)
+KEPT_BYTES = sa.select(NUM_BYTES).join(runs, runs.c.id == FILES.c.run_id).where(HAS_IMAGES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +106,7 @@ def _with_images() -> sa.Select[tuple[str, int]]:
     """Runs whose images may go, the first that ended first, with the bytes of each."""
     return (
         sa.select(runs.c.id, NUM_BYTES.label("num_bytes"))
-        .join(images, images.c.run_id == runs.c.id)
+        .join(FILES, FILES.c.run_id == runs.c.id)
         .where(HAS_ENDED, HAS_IMAGES, ~IS_WAITED_FOR)
         .group_by(runs.c.id, runs.c.ended_at, runs.c.number)
         .order_by(runs.c.ended_at, runs.c.number)

@@ -90,7 +90,13 @@ class Worker:
             for task in (pulse, claims, tidying):
                 if task.done():
                     task.result()
-            await self._drain()
+            draining = asyncio.create_task(self._drain())
+            await asyncio.wait({pulse, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if pulse.done():
+                # An engine that hangs, or is lost, will not finish what is waited for.
+                draining.cancel()
+                pulse.result()
+            await draining
         finally:
             pulse.cancel()
             claims.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -57,4 +58,27 @@ async def test_a_worker_whose_engine_is_lost_costs_no_run_that_waits_an_attempt(
         with pytest.raises(EngineHung):
             await Worker(store, engine, settings, worker_id="w", find_weights=Path).run()
         assert [(await store.runs.get(run_id)).num_attempts for run_id in waiting] == [0] * 5
+        await engine.close()
+
+
+async def test_a_worker_that_stops_waits_for_no_engine_that_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await Store.open(tmp_path) as store:
+        await store.deployments.deploy(Deployment(name="a", version=0, model="a"))
+        run, _ = await store.runs.create(new_run(deployment="a", params=LONG), max_queued=100)
+        engine = EngineHost(EngineSettings(), load=lambda _: FakeModel(step_seconds=0.5))
+        settings = WorkerSettings(poll_seconds=0.01, progress_seconds=0.05, drain_seconds=600)
+        worker = Worker(store, engine, settings, worker_id="w", find_weights=Path)
+        working = asyncio.create_task(worker.run())
+
+        async def is_being_drawn() -> bool:
+            return (await store.runs.get(run.id)).steps_done > 0
+
+        await until(is_being_drawn)
+        worker.stop()
+        await asyncio.sleep(0.1)
+        monkeypatch.setattr(EngineHost, "is_lost", property(lambda host: True))
+        with pytest.raises(EngineHung):
+            await asyncio.wait_for(working, 10)
         await engine.close()

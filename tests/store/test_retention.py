@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
 
 from safelight.errors import NotFound
-from safelight.runs import DeliveryAttempt, ImageRecord, Run
+from safelight.runs import (
+    DeliveryAttempt,
+    ImageRecord,
+    InputName,
+    Outcome,
+    OutputFormat,
+    Run,
+    RunError,
+    RunInput,
+    RunStatus,
+)
 from safelight.store import Store
 from safelight.store.retention import Expiry
 
 from .making import HOOK, claim_one, draw, finish, submit
+
+FAILED = Outcome(status=RunStatus.FAILED, run_time_ms=1.0, error=RunError("out_of_memory", "smaller"))
 
 
 async def drawn(store: Store, num_bytes: int, **given: object) -> tuple[Run, ImageRecord]:
@@ -64,6 +78,20 @@ async def test_images_that_are_still_to_be_told_of_or_drawn_stay_whatever_the_bu
         await store.images.read(plain.path)
     await settle(store)
     assert (await store.retention.expire_images(max_bytes=0)).image_bytes == 100
+
+
+async def test_what_runs_began_from_counts_and_goes_though_they_failed(store: Store) -> None:
+    run_id = str(uuid.uuid4())
+    kept = await store.images.write(run_id, 0, 0, OutputFormat.PNG, b"x" * 100)
+    begun_from = RunInput(name=InputName.INIT_IMAGE, path=kept.path, num_bytes=kept.num_bytes, sha256=kept.sha256)
+    await submit(store, id=run_id, inputs=(begun_from,))
+    assert (await store.retention.expire_images(max_bytes=50)).bytes_over_budget == 50, "it is still to be drawn"
+    await finish(store, await claim_one(store), FAILED)
+    _, newer = await drawn(store, 50)
+    assert await store.retention.expire_images(max_bytes=50) == Expiry(num_runs_without_images=1, image_bytes=100)
+    with pytest.raises(NotFound):
+        await store.images.read(kept.path)
+    assert await store.images.read(newer.path)
 
 
 async def test_a_budget_is_kept_in_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

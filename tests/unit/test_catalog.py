@@ -19,8 +19,9 @@ from safelight.catalog import (
     find_weights,
     hub_cache,
     hub_entry,
+    name_for,
 )
-from safelight.deployments import Limits
+from safelight.deployments import Limits, check_name
 from safelight.errors import InvalidFields, ModelError
 from safelight.runs import RunParams
 
@@ -48,6 +49,14 @@ def test_stable_diffusion_is_version_2_1_at_a_pinned_commit_whose_files_are_know
     folders = {name.split("/")[0] for name in STABLE_DIFFUSION.digests}
     assert folders == {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in STABLE_DIFFUSION.digests.values())
+
+
+def test_a_deployment_can_be_called_by_any_identifier_that_a_catalogue_may_have() -> None:
+    catalog = {**CATALOG, "sd-2.1": replace(STABLE_DIFFUSION, identifier="sd-2.1")}
+    names = [name_for(identifier, catalog=catalog) for identifier in catalog]
+    for name in names:
+        check_name(name)
+    assert names == [*CATALOG, "sd-2-1"]
 
 
 OLD, NEW = "a" * 40, "b" * 40
