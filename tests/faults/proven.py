@@ -103,7 +103,7 @@ PROOFS: Mapping[str, Proof] = {
     ),
     "16": Proof(
         "16",
-        "one marked key, webhook secret, token and prompt through everything, then a search",
+        "marked keys, webhook secret and token through everything, then a search; in spans the prompt too",
         ("tests/api/test_secrets.py", "tests/lifecycle/test_tracing.py"),
         lambda found: f"0 hits in {found.measured['searched']} bytes of logs, answers, records, files; 0 in spans",
     ),
