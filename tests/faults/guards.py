@@ -76,8 +76,8 @@ GUARDS = (
         "6",
         "the word for a full disk",
         "safelight/store/images.py",
-        "if error.errno not in (errno.ENOSPC, errno.EDQUOT):",
-        "if error.errno:",
+        "if error.errno in (errno.ENOSPC, errno.EDQUOT):",
+        "if not error.errno:",
         "tests/store/test_images.py::test_a_full_disk_is_said_and_leaves_nothing",
     ),
     Guard(
@@ -164,11 +164,11 @@ GUARDS = (
     ),
     Guard(
         "17",
-        "the deadline of an answer that is not taken",
+        "the deadline of a request's head",
         "safelight/api/server.py",
-        "self._write_timer = self.loop.call_later(self._deadline_seconds, check)",
-        "self._write_timer = self.loop.call_later(600, check)",
-        "tests/api/test_server.py::test_readers_that_stop_reading_are_dropped_and_their_answers_forgotten",
+        "self._head_timer = self.loop.call_later(self._deadline_seconds, self._refuse_slow_head)",
+        "self._head_timer = self.loop.call_later(600, self._refuse_slow_head)",
+        "tests/api/test_server.py::test_a_head_that_drips_is_408_and_silence_is_cut_off",
     ),
     Guard(
         "18",
