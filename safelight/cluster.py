@@ -25,6 +25,7 @@ from safelight.config import Settings, dump_settings, parse_settings
 from safelight.engine.environment import API_ENVIRONMENT, WORKER_ENVIRONMENT
 from safelight.errors import ConfigError
 from safelight.supervisor import (
+    API_GRACE_SECONDS,
     API_LOCK,
     WORKER_LOCK,
     address_of,
@@ -38,7 +39,6 @@ from safelight.supervisor import (
 log = logging.getLogger("safelight.cluster")
 
 _RESTART_SECONDS = 1.0
-_GRACE_SECONDS = 12.0
 
 
 class _Place:
@@ -130,12 +130,14 @@ def _placed(kind: type[_Place], settings: Settings, *arguments: str, **options: 
 
 def _end(door: Any, workers: list[Any], drain_seconds: float) -> int:
     """In the supervisor's order: refuse new work, let running work end, then close the door."""
-    within = drain_seconds + _GRACE_SECONDS
+    within = drain_seconds + API_GRACE_SECONDS
     try:
         ray.get([actor.terminate.remote() for actor in (door, *workers)], timeout=within)
         ended: list[bool] = ray.get([worker.is_ended.remote(within) for worker in workers], timeout=2 * within)
-        ray.get(door.terminate.remote(), timeout=_GRACE_SECONDS)
-        return 0 if all([*ended, ray.get(door.is_ended.remote(_GRACE_SECONDS), timeout=2 * _GRACE_SECONDS)]) else 1
+        ray.get(door.terminate.remote(), timeout=API_GRACE_SECONDS)
+        return (
+            0 if all([*ended, ray.get(door.is_ended.remote(API_GRACE_SECONDS), timeout=2 * API_GRACE_SECONDS)]) else 1
+        )
     except RayError as error:
         log.error("not all could be stopped in order", extra={"reason": type(error).__name__})
         return 1

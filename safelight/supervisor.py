@@ -32,7 +32,8 @@ log = logging.getLogger("safelight.supervisor")
 _TICK_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 30.0
 _HEALTHY_AFTER_SECONDS = 10.0
-_API_GRACE_SECONDS = 12.0
+
+API_GRACE_SECONDS = 12.0
 """More than the door has for its callers and its deliveries after that."""
 
 API_LOCK = "serve.lock"
@@ -179,11 +180,11 @@ class Supervisor:
         log.info("stopping; a second signal ends at once")
         for child in (*api, *workers):
             _signal(child, signal.SIGTERM)
-        deadline = time.monotonic() + self._settings.worker.drain_seconds + _API_GRACE_SECONDS
+        deadline = time.monotonic() + self._settings.worker.drain_seconds + API_GRACE_SECONDS
         self._wait(workers, deadline)
         for child in api:
             _signal(child, signal.SIGTERM)
-        self._wait(api, time.monotonic() + _API_GRACE_SECONDS)
+        self._wait(api, time.monotonic() + API_GRACE_SECONDS)
         is_clean = not any(child.is_alive for child in (*api, *workers))
         return 0 if is_clean else 1
 

@@ -304,9 +304,8 @@ class Service:
                     # It was deleted, and with it all that could be told.
                     return
                 except TryLater:
-                    yield None
-                    await listener.wait(PROGRESS_SECONDS)
-                    continue
+                    # The database is away: what was seen last goes on holding.
+                    news = []
                 for event in news:
                     yield event
                     seen = event.sequence or seen

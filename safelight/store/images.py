@@ -209,9 +209,9 @@ class ImageFolder:
             self._lasting_shelves.add(shelf)
 
     def _remove(self, paths: Collection[str]) -> None:
-        files = [f"{self._root}/{path}" for path in paths]
         if self._thumbnails is not None:
-            files += [f"{self._thumbnails._root}/{small_name(path)}" for path in paths]
+            self._thumbnails._remove([small_name(path) for path in paths])
+        files = [f"{self._root}/{path}" for path in paths]
         for file in files:
             try:
                 os.unlink(file)

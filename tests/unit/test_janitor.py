@@ -15,6 +15,12 @@ from safelight.janitor import Janitor
 from safelight.store import Store
 
 
+async def end(tidying: asyncio.Task[None]) -> None:
+    tidying.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await tidying
+
+
 async def test_a_disk_in_trouble_ends_neither_the_janitor_nor_its_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -31,9 +37,7 @@ async def test_a_disk_in_trouble_ends_neither_the_janitor_nor_its_process(
         tidying = asyncio.create_task(janitor.run_beside_worker())
         await asyncio.wait({tidying, asyncio.create_task(rounds.wait())}, timeout=10, return_when="FIRST_COMPLETED")
         assert rounds.is_set() and not tidying.done()
-        tidying.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await tidying
+        await end(tidying)
     assert "Read-only file system" in caplog.text
 
 
@@ -49,9 +53,7 @@ async def test_a_machine_without_a_door_sweeps_what_dead_workers_left_there(
         async with asyncio.timeout(10):
             await is_round_over.wait()
         assert await store.previews.read("run") is None
-        tidying.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await tidying
+        await end(tidying)
 
 
 @pytest.mark.parametrize("round_of", ["run", "run_beside_worker"])
@@ -64,6 +66,4 @@ async def test_each_round_gives_back_what_a_process_only_holds(
         tidying = asyncio.create_task(getattr(Janitor(store, StoreSettings(), WorkerSettings()), round_of)())
         async with asyncio.timeout(10):
             await given_back.wait()
-        tidying.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await tidying
+        await end(tidying)
