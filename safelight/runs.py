@@ -337,7 +337,8 @@ class EndpointStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookEndpoint:
-    """An address that is told of every run of its project that ends in one of `events`.
+    """An address that is told of every run of its project that ends in one of `events`; where `key_id` names the first
+    of a line of rotated keys, of the runs of those keys only.
 
     `status_reason` says why it is disabled. `failing_since` is the first failure after its last success.
     """
@@ -350,6 +351,7 @@ class WebhookEndpoint:
     status_reason: str
     created_at: float
     failing_since: float | None = None
+    key_id: str | None = None
     previous_secret_ends_at: float | None = None
 
 
@@ -376,6 +378,7 @@ class Delivery:
     """The end of a run on its way to one webhook endpoint. `event_id` is the same on every try.
 
     `endpoint_id` is None where the run itself named the URL. `reason` says why a delivery failed that no answer ended.
+    `told` is its body without pictures, as it was when the run ended; None for those of before it was kept.
     """
 
     id: str
@@ -390,4 +393,5 @@ class Delivery:
     endpoint_id: str | None = None
     host: str = ""
     reason: str = ""
+    told: str | None = None
     attempts: tuple[DeliveryAttempt, ...] = field(default=())

@@ -26,7 +26,7 @@ from safelight.runs import (
     RunStatus,
     WebhookEndpoint,
 )
-from safelight.store import Store
+from safelight.store import ProjectSecret, Store
 from safelight.store.figures import DAY_SECONDS, Activity, Endpoint, Placement
 from safelight.store.search import RunSearch
 
@@ -286,9 +286,13 @@ class Administration:
         """Make a delivery due now. Raises NotFound."""
         return await self._store.deliveries.resend(delivery_id)
 
-    def webhook_secret(self, project: str) -> str:
-        """What deliveries of a project are signed with."""
-        return self._store.webhook_secret(project)
+    async def project_secret(self, project: str) -> ProjectSecret:
+        """What deliveries to the URLs of a project's requests are signed with."""
+        return await self._store.project_secrets.newest(project)
+
+    async def rotate_project_secret(self, project: str, *, overlap_seconds: float) -> ProjectSecret:
+        """A new one; the one before goes on signing for the overlap. Raises Conflict."""
+        return await self._store.project_secrets.rotate(project, overlap_seconds=overlap_seconds)
 
 
 def _as_asked(params: RunParams) -> NewParams:

@@ -12,6 +12,7 @@ from safelight.api.webhook_views import (
     EndpointList,
     EndpointView,
     EndpointWithSecret,
+    ProjectSecretView,
     ResentAnswer,
 )
 
@@ -44,6 +45,12 @@ DELETE_ENDPOINT["status_code"] = 204
 ROTATE_SECRET = route(
     {200: json_answer(EndpointWithSecret, "The endpoint, and its new secret this once.")},
     *_CHANGE,
+    **_taking("RotateBody", {"overlap_hours": 24}),
+)
+GET_PROJECT_SECRET = route({200: json_answer(ProjectSecretView, "The secret of the project.")}, 401, 403, 503)
+ROTATE_PROJECT_SECRET = route(
+    {200: json_answer(ProjectSecretView, "The new secret of the project.")},
+    *(status for status in _CHANGE if status != 404),
     **_taking("RotateBody", {"overlap_hours": 24}),
 )
 RESEND_SINCE = route(

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safelight.api.views import Time, View, iso_or_none, to_iso
 from safelight.errors import FieldError, InvalidFields
 from safelight.runs import Delivery, DeliveryAttempt, DeliveryStatus, EndpointStatus, RunStatus, WebhookEndpoint
+from safelight.store import ProjectSecret
 
 End = Literal[RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED]
 
@@ -21,6 +22,7 @@ class EndpointView(View):
     id: str
     url: str
     events: list[End]
+    key_id: str | None = Field(description="The first of the line of keys whose runs it is told of; null: all keys.")
     status: EndpointStatus
     status_reason: str = Field(description="Why it is disabled; empty while it is enabled.")
     created_at: Time
@@ -39,6 +41,14 @@ class EndpointWithSecret(View):
 
     endpoint: EndpointView
     secret: str = Field(examples=["whsec_..."])
+
+
+class ProjectSecretView(View):
+    """The newest secret of the key's project."""
+
+    project: str
+    secret: str = Field(examples=["whsec_..."])
+    previous_secret_ends_at: Time | None = Field(description="Until when a rotated secret goes on signing too.")
 
 
 class AttemptView(View):
@@ -82,6 +92,7 @@ class _Body(BaseModel):
 class NewEndpointBody(_Body):
     url: str = Field(description="An http(s) URL that the server may call.", json_schema_extra={"format": "uri"})
     events: list[End] | None = Field(None, min_length=1, description="Which ends of runs to tell of; null: all.")
+    own_runs_only: bool = Field(False, description="Only runs of the key that registers it, and of its successors.")
 
 
 class ChangedEndpointBody(_Body):
@@ -129,11 +140,21 @@ def endpoint_view(endpoint: WebhookEndpoint) -> EndpointView:
         id=endpoint.id,
         url=endpoint.url,
         events=[RunStatus(event) for event in sorted(endpoint.events)],
+        key_id=endpoint.key_id,
         status=endpoint.status,
         status_reason=endpoint.status_reason,
         created_at=to_iso(endpoint.created_at),
         failing_since=iso_or_none(endpoint.failing_since),
         previous_secret_ends_at=iso_or_none(endpoint.previous_secret_ends_at),
+    )
+
+
+def project_secret_view(secret: ProjectSecret) -> ProjectSecretView:
+    """A project's secret as administrators see it."""
+    return ProjectSecretView(
+        project=secret.project,
+        secret=secret.secret,
+        previous_secret_ends_at=iso_or_none(secret.previous_ends_at),
     )
 
 

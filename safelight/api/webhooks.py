@@ -11,7 +11,7 @@ from safelight.api.params import checked_id, is_id
 from safelight.errors import FieldError, InvalidFields
 from safelight.keys import Key
 from safelight.runs import ENDS, Delivery, DeliveryStatus, EndpointStatus, RunStatus, WebhookEndpoint
-from safelight.store import Store
+from safelight.store import ProjectSecret, Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +35,14 @@ class Webhooks:
         return await self._store.webhook_endpoints.list(project=key.project)
 
     async def create(
-        self, key: Key, url: str, *, events: Iterable[RunStatus] | None = None
+        self, key: Key, url: str, *, events: Iterable[RunStatus] | None = None, is_own: bool = False
     ) -> tuple[WebhookEndpoint, str]:
-        """A new endpoint and its secret. Raises InvalidFields, Conflict."""
+        """A new endpoint and its secret: for the project's runs, or the key's own. Raises InvalidFields, Conflict."""
         self.check(url)
         wanted = ENDS if events is None else events
-        return await self._store.webhook_endpoints.create(url, project=key.project, events=wanted)
+        return await self._store.webhook_endpoints.create(
+            url, project=key.project, events=wanted, key=key.id if is_own else None
+        )
 
     async def endpoint(self, key: Key, endpoint_id: str) -> WebhookEndpoint:
         """Raises NotFound."""
@@ -71,6 +73,14 @@ class Webhooks:
         return await self._store.webhook_endpoints.rotate(
             checked_id(endpoint_id, "endpoint"), project=key.project, overlap_seconds=overlap_seconds
         )
+
+    async def secret(self, key: Key) -> ProjectSecret:
+        """What deliveries to the URLs of requests are signed with."""
+        return await self._store.project_secrets.newest(key.project)
+
+    async def rotate_secret(self, key: Key, *, overlap_seconds: float) -> ProjectSecret:
+        """A new one; the one before goes on signing for the overlap. Raises Conflict."""
+        return await self._store.project_secrets.rotate(key.project, overlap_seconds=overlap_seconds)
 
     async def resend_since(self, key: Key, endpoint_id: str, since: float, *, include_delivered: bool) -> int:
         """How many deliveries are due again. Raises NotFound, Conflict."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,7 +10,11 @@ from safelight.cli.opening import with_store
 from safelight.cli.options import ConfigOption, DataOption, JsonOption, existing_settings_of, settings_of
 from safelight.cli.output import explain, say, say_json, say_table, when
 from safelight.config import Settings
+from safelight.errors import FieldError, InvalidFields
 from safelight.runs import ENDS, EndpointStatus, RunStatus, WebhookEndpoint
+
+if TYPE_CHECKING:
+    from safelight.store import ProjectSecret
 
 EndpointArgument = Annotated[str, typer.Argument(metavar="ENDPOINT", help="Id of the endpoint.")]
 
@@ -42,6 +46,9 @@ def add(
         list[RunStatus] | None, typer.Option(help="Tell of runs that end so; may be repeated. Unset: of every end.")
     ] = None,
     project: Annotated[str, typer.Option(help="Tell of the runs of this project.")] = "default",
+    key: Annotated[
+        str | None, typer.Option(help="Instead: tell of the runs of this key and its successors; its id or name.")
+    ] = None,
     data: DataOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -53,7 +60,7 @@ def add(
     TargetPolicy(settings.webhooks.allowed_networks).check_url(url)
     events = frozenset(event) if event else ENDS
     made, secret = with_store(
-        settings, lambda store: store.webhook_endpoints.create(url, project=project, events=events)
+        settings, lambda store: store.webhook_endpoints.create(url, project=project, events=events, key=key)
     )
     _say_secret(made, secret, as_json=as_json)
 
@@ -70,7 +77,10 @@ def disable(endpoint_id: EndpointArgument, data: DataOption = None, config: Conf
 
 
 def rotate(
-    endpoint_id: EndpointArgument,
+    endpoint_id: Annotated[str | None, typer.Argument(metavar="[ENDPOINT]", help="Id of the endpoint.")] = None,
+    project: Annotated[
+        str | None, typer.Option(help="Instead: the secret for what requests of this project name as webhook_endpoint.")
+    ] = None,
     overlap_hours: Annotated[
         float, typer.Option(min=0.0, max=168.0, help="The old secret signs too for so long; 0 for one that leaked.")
     ] = 24.0,
@@ -79,13 +89,32 @@ def rotate(
     as_json: JsonOption = False,
 ) -> None:
     """Make a new secret and print it, alone, on stdout. Both sign until the overlap ends."""
+    settings, overlap_seconds = existing_settings_of(config, data), overlap_hours * _HOUR_SECONDS
+    if (endpoint_id is None) == (project is None):
+        raise InvalidFields([FieldError("ENDPOINT", "name one endpoint, or a project with --project")])
+    if project is not None:
+        made = with_store(
+            settings, lambda store: store.project_secrets.rotate(project, overlap_seconds=overlap_seconds)
+        )
+        say_project_secret(made, as_json=as_json)
+        return
     rotated, secret = with_store(
-        existing_settings_of(config, data),
-        lambda store: store.webhook_endpoints.rotate(endpoint_id, overlap_seconds=overlap_hours * _HOUR_SECONDS),
+        settings, lambda store: store.webhook_endpoints.rotate(endpoint_id or "", overlap_seconds=overlap_seconds)
     )
     _say_secret(rotated, secret, as_json=as_json)
-    if rotated.previous_secret_ends_at is not None:
-        explain(f"the secret before it goes on signing too until {when(rotated.previous_secret_ends_at)}")
+    _explain_overlap(rotated.previous_secret_ends_at)
+
+
+def say_project_secret(secret: ProjectSecret, *, as_json: bool) -> None:
+    """A project's secret alone on stdout, and what it is for beside it."""
+    if as_json:
+        say_json(secret)
+    else:
+        say(secret.secret)
+    explain(
+        "give it to the receiver, which verifies each delivery with it (Standard Webhooks); keep it as you keep a key"
+    )
+    _explain_overlap(secret.previous_ends_at)
 
 
 def remove(endpoint_id: EndpointArgument, data: DataOption = None, config: ConfigOption = None) -> None:
@@ -115,6 +144,11 @@ def _say_secret(endpoint: WebhookEndpoint, secret: str, *, as_json: bool) -> Non
     else:
         say(secret)
     explain(f"deliveries to endpoint {endpoint.id} ({endpoint.url}) are signed with this; give it to the receiver")
+
+
+def _explain_overlap(previous_ends_at: float | None) -> None:
+    if previous_ends_at is not None:
+        explain(f"the secret before it goes on signing too until {when(previous_ends_at)}")
 
 
 def _state(endpoint: WebhookEndpoint) -> str:

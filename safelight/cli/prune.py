@@ -11,6 +11,7 @@ from safelight.cli.options import ConfigOption, DataOption, JsonOption, existing
 from safelight.cli.output import explain, say, say_json, size
 
 if TYPE_CHECKING:
+    from safelight.janitor import Pruned
     from safelight.store import Store
     from safelight.store.retention import Expiry
 
@@ -26,24 +27,24 @@ def prune(
 
     settings = existing_settings_of(config, data)
 
-    async def look(store: Store) -> tuple[Expiry, list[int]]:
+    async def look(store: Store) -> tuple[Expiry, list[int], Pruned | None]:
         janitor = Janitor(store, settings.store, settings.worker)
-        going = await janitor.preview()
-        if not dry_run:
-            await janitor.prune()
-        return going
+        expiry, orphans = await janitor.preview()
+        return expiry, orphans, None if dry_run else await janitor.prune()
 
-    expiry, orphans = with_store(settings, look)
+    expiry, orphans, pruned = with_store(settings, look)
     if as_json:
         counts = {"num_orphan_files": len(orphans), "orphan_bytes": sum(orphans)}
-        say_json({"is_dry_run": dry_run, "expiry": expiry} | counts)
+        say_json({"is_dry_run": dry_run, "expiry": expiry, "pruned": pruned} | counts)
         return
-    verb = "would go" if dry_run else "went"
+    # How many went is known from the removing itself, how large they were only from looking just before.
+    went, verb = (expiry, "would go") if pruned is None else (pruned, "went")
+    num_files = len(orphans) if pruned is None else pruned.num_orphan_files
     age = f"over {settings.store.retention_days:g} days old"
-    say(f"{expiry.num_runs} runs {age} {verb}, with {size(expiry.run_bytes)} of images")
-    say(f"the images of {expiry.num_runs_without_images} more runs {verb}: {size(expiry.image_bytes)}")
-    say(f"{expiry.num_deliveries} deliveries of deleted runs {verb}")
-    say(f"{len(orphans)} files that no run names {verb}: {size(sum(orphans))}")
+    say(f"{went.num_runs} runs {age} {verb}, with about {size(expiry.run_bytes)} of images")
+    say(f"the images of {went.num_runs_without_images} more runs {verb}: about {size(expiry.image_bytes)}")
+    say(f"{went.num_deliveries} deliveries of deleted runs {verb}")
+    say(f"{num_files} files that no run needs {verb}: about {size(sum(orphans))}")
     if expiry.bytes_over_budget:
         over = size(expiry.bytes_over_budget)
         explain(f"{over} over store.max_image_bytes stay: their runs have not ended, or a webhook is still to be told")

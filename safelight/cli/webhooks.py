@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,9 +14,6 @@ from safelight.cli.options import ConfigOption, DataOption, JsonOption, existing
 from safelight.cli.output import explain, printable, say, say_json, say_table, when
 from safelight.errors import FieldError, InvalidFields
 from safelight.runs import DeliveryAttempt, DeliveryStatus
-
-if TYPE_CHECKING:
-    from safelight.store import Store
 
 HELP = "Register webhook endpoints; list, show and resend deliveries; print signing secrets."
 
@@ -67,7 +64,7 @@ def show(
         say_json(found)
         return
     for name, value in asdict(found).items():
-        if name != "attempts":
+        if name not in {"attempts", "told"}:
             shown = when(value) if name.endswith("_at") else printable(value or "")
             say(f"{name.replace('_', ' ') + ':':<18}{shown}")
     rows = ((each.number, when(each.at), f"{each.duration_ms:.0f} ms", _answer(each)) for each in found.attempts)
@@ -111,15 +108,14 @@ def secret(
     as_json: JsonOption = False,
 ) -> None:
     """Print the secret that deliveries are signed with, alone, on stdout."""
-
-    async def look(store: Store) -> str:
-        if endpoint is not None:
-            return (await store.webhook_endpoints.secrets(endpoint))[0]
-        return store.webhook_secret(project)
-
-    found = with_store(settings_of(config, data), look)
+    settings = settings_of(config, data)
+    if endpoint is None:
+        newest = with_store(settings, lambda store: store.project_secrets.newest(project))
+        endpoints.say_project_secret(newest, as_json=as_json)
+        return
+    found = with_store(settings, lambda store: store.webhook_endpoints.secrets(endpoint))[0]
     if as_json:
-        say_json({"endpoint": endpoint, "secret": found} if endpoint else {"project": project, "secret": found})
+        say_json({"endpoint": endpoint, "secret": found})
     else:
         say(found)
     explain(

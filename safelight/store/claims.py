@@ -111,7 +111,8 @@ END = Prepared(
     .where(AS_KNOWN)
     .values({runs.c.lease_ends_at: None, runs.c.eta_seconds: None, runs.c.ended_at: now(), **MORE_EVENTS})
     .returning(
-        *(runs.c.id, runs.c.project, runs.c.status, runs.c.num_events, runs.c.ended_at, runs.c.webhook_endpoint),
+        *(runs.c.id, runs.c.project, runs.c.key_id, runs.c.status, runs.c.num_events, runs.c.ended_at),
+        *(runs.c.webhook_endpoint, runs.c.run_time_ms, runs.c.error_code, runs.c.error_message),
         HAS_ENDPOINTS.label("has_endpoints"),
     )
 )

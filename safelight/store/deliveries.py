@@ -10,19 +10,22 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from safelight.envelope import Ended, webhook_body
 from safelight.errors import Conflict, NotFound
 from safelight.runs import Delivery, DeliveryAttempt, DeliveryStatus, EndpointStatus, RunStatus
 from safelight.store import endpoints
 from safelight.store.database import Database, now
 from safelight.store.hosts import host_of
 from safelight.store.late import add_hint
-from safelight.store.rows import delivery_from
+from safelight.store.rows import delivery_from, error_from
 from safelight.store.schema import IS_PENDING, attempts, deliveries, runs
 
 GONE = 410
 
 CAN_BE_TOLD = sa.or_(runs.c.status != RunStatus.SUCCEEDED, runs.c.images_expired_at.is_(None))
 """The run still has what a delivery about it must hold."""
+
+TRIED_SINCE = sa.exists().where(attempts.c.delivery_id == deliveries.c.id, attempts.c.at >= sa.bindparam("since"))
 
 DUE_AGAIN: Mapping[str, Any] = {
     "status": DeliveryStatus.PENDING,
@@ -123,7 +126,8 @@ class Deliveries:
     async def resend_since(
         self, endpoint_id: str, since: float, *, project: str | None = None, include_delivered: bool = False
     ) -> int:
-        """Make everything due again that failed at an endpoint since a time, or all of it. How many. One transaction.
+        """Make everything due again that failed at an endpoint since a time, or all that was due or tried since then.
+        How many. One transaction.
 
         What can no longer be sent is left out. Raises NotFound, Conflict when the endpoint is disabled.
         """
@@ -148,9 +152,15 @@ def add(connection: Connection, run: sa.Row[Any]) -> None:
     `has_endpoints` of that row tells whether its project has any.
     Their event id can be told from the run's. One to a disabled endpoint has failed already, and can be resent later.
     """
-    new = [] if run.webhook_endpoint is None else [_columns(run, run.webhook_endpoint, host_of(run.webhook_endpoint))]
-    for endpoint in endpoints.wanting(connection, run.project, run.status) if run.has_endpoints else ():
-        columns = _columns(run, endpoint.url, endpoint.host) | {"endpoint_id": endpoint.id}
+    if run.webhook_endpoint is None and not run.has_endpoints:
+        return
+    told = _told(run)
+    new = []
+    if run.webhook_endpoint is not None:
+        new.append(_columns(run, run.webhook_endpoint, host_of(run.webhook_endpoint)) | told)
+    wanting = endpoints.wanting(connection, run.project, run.key_id, run.status) if run.has_endpoints else ()
+    for endpoint in wanting:
+        columns = _columns(run, endpoint.url, endpoint.host) | told | {"endpoint_id": endpoint.id}
         if endpoint.status != EndpointStatus.ENABLED:
             columns |= {"status": DeliveryStatus.FAILED, "next_attempt_at": None, "reason": "the endpoint was disabled"}
         new.append(columns)
@@ -164,6 +174,12 @@ def end_with_run(connection: Connection, run_ids: Sequence[str]) -> None:
     is_waiting = sa.and_(deliveries.c.run_id.in_(run_ids), IS_PENDING)
     values = {"status": DeliveryStatus.FAILED, "reason": "the run was deleted", "next_attempt_at": None}
     connection.execute(sa.update(deliveries).where(is_waiting).values(values))
+
+
+def _told(run: sa.Row[Any]) -> dict[str, object]:
+    """The body as it is now, so that a later version of the server tells every try the same."""
+    ended = Ended(id=run.id, status=RunStatus(run.status), run_time_ms=run.run_time_ms, error=error_from(run))
+    return {"told": webhook_body(ended).decode()}
 
 
 def _columns(run: sa.Row[Any], url: str, host: str) -> dict[str, object]:
@@ -291,11 +307,13 @@ def _resend_since(
     wanted = [DeliveryStatus.FAILED, *([DeliveryStatus.DELIVERED] if include_delivered else [])]
     is_wanted = sa.and_(
         deliveries.c.endpoint_id == endpoint_id,
-        deliveries.c.created_at >= since,
+        # What was due before a receiver went away may have been tried, and lost, since.
+        sa.or_(deliveries.c.created_at >= since, TRIED_SINCE),
         deliveries.c.status.in_(wanted),
         sa.exists().where(runs.c.id == deliveries.c.run_id, CAN_BE_TOLD),
     )
-    return connection.execute(sa.update(deliveries).where(is_wanted).values({**DUE_AGAIN, **address})).rowcount
+    again = sa.update(deliveries).where(is_wanted).values({**DUE_AGAIN, **address})
+    return connection.execute(again, {"since": since}).rowcount
 
 
 def _seconds_to_next(connection: Connection, hosts: Hosts) -> float | None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,20 +14,23 @@ from safelight.errors import Conflict, FieldError, InvalidFields, NotFound
 from safelight.runs import ENDS, DeliveryStatus, EndpointStatus, RunStatus, WebhookEndpoint
 from safelight.store.database import Database, now
 from safelight.store.hosts import host_of
+from safelight.store.keys import named, not_found
 from safelight.store.rows import endpoint_from
-from safelight.store.schema import IS_PENDING, deliveries, endpoint_secrets, webhook_endpoints
+from safelight.store.schema import IS_PENDING, deliveries, endpoint_secrets, keys, webhook_endpoints
+from safelight.store.secret_numbers import OVERLAP_SECONDS, SecretNumbers, derive
 from safelight.store.writer import RowLock
 
 MAX_ENDPOINTS = 20
 """Of one project: each costs every ended run a row."""
 
-OVERLAP_SECONDS = 86400.0
-"""How long a secret goes on signing after it was rotated, beside its successor."""
-
-ENDS_LATER = sa.or_(endpoint_secrets.c.ends_at.is_(None), endpoint_secrets.c.ends_at > now())
-OF_PROJECT = (
+NUMBERS = SecretNumbers(endpoint_secrets, endpoint_secrets.c.endpoint_id)
+ORIGIN = sa.select(keys.c.origin_id).where(keys.c.id == sa.bindparam("this_key", type_=sa.Text)).scalar_subquery()
+FOR_RUN = (
     sa.select(webhook_endpoints)
-    .where(webhook_endpoints.c.project == sa.bindparam("this_project"))
+    .where(
+        webhook_endpoints.c.project == sa.bindparam("this_project"),
+        sa.or_(webhook_endpoints.c.key_id.is_(None), webhook_endpoints.c.key_id == ORIGIN),
+    )
     .order_by(webhook_endpoints.c.created_at, webhook_endpoints.c.id)
 )
 
@@ -46,10 +46,14 @@ class WebhookEndpoints:
         self._secret = secret
 
     async def create(
-        self, url: str, *, project: str = "default", events: Iterable[RunStatus] = ENDS
+        self, url: str, *, project: str = "default", events: Iterable[RunStatus] = ENDS, key: str | None = None
     ) -> tuple[WebhookEndpoint, str]:
-        """Register a URL that was checked, and its first secret. Raises InvalidFields, Conflict. One transaction."""
-        endpoint = await self._database.write(_create, str(uuid.uuid4()), url, project, _joined(events))
+        """Register a URL that was checked, and its first secret, for the runs of a project; or, where `key` is the id
+        or the name of one, for the runs of that key and its successors in its project.
+
+        Raises InvalidFields, NotFound, Conflict. One transaction.
+        """
+        endpoint = await self._database.write(_create, url, project, _joined(events), key)
         return endpoint, self._derive(endpoint.id, 1)
 
     async def list(self, *, project: str | None = None) -> list[WebhookEndpoint]:
@@ -95,8 +99,7 @@ class WebhookEndpoints:
         return tuple(self._derive(endpoint_id, number) for number in numbers)
 
     def _derive(self, endpoint_id: str, number: int) -> str:
-        purpose = f"webhook-endpoint:{endpoint_id}:{number}".encode()
-        return "whsec_" + base64.b64encode(hmac.new(self._secret, purpose, hashlib.sha256).digest()).decode()
+        return derive(self._secret, f"webhook-endpoint:{endpoint_id}:{number}")
 
 
 def row_of(endpoint_id: str) -> RowLock:
@@ -104,9 +107,9 @@ def row_of(endpoint_id: str) -> RowLock:
     return "webhook_endpoints", endpoint_id
 
 
-def wanting(connection: Connection, project: str, end: str) -> list[sa.Row[Any]]:
-    """The endpoints of a project, disabled ones too, that want to be told of runs that end so."""
-    found = connection.execute(OF_PROJECT, {"this_project": project}).all()
+def wanting(connection: Connection, project: str, key_id: str | None, end: str) -> list[sa.Row[Any]]:
+    """The endpoints, disabled ones too, that want to be told of runs of this project and key that end so."""
+    found = connection.execute(FOR_RUN, {"this_project": project, "this_key": key_id}).all()
     return [row for row in found if end in row.events.split()]
 
 
@@ -136,13 +139,16 @@ def address_of(connection: Connection, endpoint_id: str, project: str | None) ->
     return {"url": row.url, "host": row.host}
 
 
-def _create(connection: Connection, endpoint_id: str, url: str, project: str, events: str) -> WebhookEndpoint:
+def _create(connection: Connection, url: str, project: str, events: str, key: str | None) -> WebhookEndpoint:
+    key_id = None
+    if key is not None:
+        project, key_id = _line_of(connection, key)
     of_project = webhook_endpoints.c.project == project
     count = connection.execute(sa.select(sa.func.count()).select_from(webhook_endpoints).where(of_project)).scalar_one()
     if count >= MAX_ENDPOINTS:
         raise Conflict(f"a project has at most {MAX_ENDPOINTS} webhook endpoints; remove one first")
     columns = {
-        "id": endpoint_id,
+        "id": str(uuid.uuid4()),
         "project": project,
         "url": url,
         "host": host_of(url),
@@ -150,14 +156,23 @@ def _create(connection: Connection, endpoint_id: str, url: str, project: str, ev
         "status": EndpointStatus.ENABLED,
         "status_reason": "",
         "secret_number": 1,
+        "key_id": key_id,
     }
     new = sa.insert(webhook_endpoints).values(created_at=now(), **columns).returning(webhook_endpoints)
     try:
         row = connection.execute(new).one()
     except IntegrityError as error:
         raise _taken() from error
-    _add_secret(connection, row)
+    NUMBERS.add(connection, row.id, row.secret_number)
     return endpoint_from(row)
+
+
+def _line_of(connection: Connection, key: str) -> tuple[str, str]:
+    """The project of a key, and the id of the first of its line. Raises NotFound."""
+    row = connection.execute(sa.select(keys.c.project, keys.c.origin_id).where(named(key))).first()
+    if row is None:
+        raise not_found()
+    return row.project, row.origin_id
 
 
 def _list(connection: Connection, project: str | None) -> list[WebhookEndpoint]:
@@ -165,7 +180,7 @@ def _list(connection: Connection, project: str | None) -> list[WebhookEndpoint]:
     if project is not None:
         query = query.where(webhook_endpoints.c.project == project)
     found = connection.execute(query).all()
-    ends = _ends_of_previous(connection, [row.id for row in found])
+    ends = NUMBERS.ends_of_previous(connection, [row.id for row in found])
     return [endpoint_from(row, previous_secret_ends_at=ends.get(row.id)) for row in found]
 
 
@@ -216,25 +231,14 @@ def _rotate(
     row = connection.execute(
         sa.update(webhook_endpoints).where(is_this).values(next_number).returning(webhook_endpoints)
     ).one()
-    ends_at = now() + overlap_seconds
-    # One that ends sooner, by an earlier rotation, goes on ending then.
-    is_longer = sa.or_(endpoint_secrets.c.ends_at.is_(None), endpoint_secrets.c.ends_at > ends_at)
-    of_this = endpoint_secrets.c.endpoint_id == endpoint_id
-    connection.execute(sa.update(endpoint_secrets).where(of_this, is_longer).values(ends_at=ends_at))
-    _add_secret(connection, row)
+    NUMBERS.end(connection, endpoint_id, overlap_seconds)
+    NUMBERS.add(connection, endpoint_id, row.secret_number)
     return _whole(connection, row), row.secret_number
 
 
 def _live_numbers(connection: Connection, endpoint_id: str, project: str | None) -> list[int]:
     _row(connection, endpoint_id, project)
-    of_this = endpoint_secrets.c.endpoint_id == endpoint_id
-    numbers = sa.select(endpoint_secrets.c.number).where(of_this, ENDS_LATER)
-    return list(connection.execute(numbers.order_by(endpoint_secrets.c.number.desc())).scalars())
-
-
-def _add_secret(connection: Connection, row: sa.Row[Any]) -> None:
-    secret = {"endpoint_id": row.id, "number": row.secret_number}
-    connection.execute(sa.insert(endpoint_secrets).values(created_at=now(), **secret))
+    return NUMBERS.live(connection, endpoint_id)
 
 
 def _disable(connection: Connection, endpoint_id: str, reason: str) -> None:
@@ -259,16 +263,7 @@ def _row(connection: Connection, endpoint_id: str, project: str | None) -> sa.Ro
 
 
 def _whole(connection: Connection, row: sa.Row[Any]) -> WebhookEndpoint:
-    return endpoint_from(row, previous_secret_ends_at=_ends_of_previous(connection, [row.id]).get(row.id))
-
-
-def _ends_of_previous(connection: Connection, endpoint_ids: list[str]) -> dict[str, float]:
-    ends = (
-        sa.select(endpoint_secrets.c.endpoint_id, sa.func.max(endpoint_secrets.c.ends_at))
-        .where(endpoint_secrets.c.endpoint_id.in_(endpoint_ids), endpoint_secrets.c.ends_at > now())
-        .group_by(endpoint_secrets.c.endpoint_id)
-    )
-    return {row[0]: row[1] for row in connection.execute(ends)}
+    return endpoint_from(row, previous_secret_ends_at=NUMBERS.ends_of_previous(connection, [row.id]).get(row.id))
 
 
 def _joined(events: Iterable[RunStatus]) -> str:

@@ -185,7 +185,7 @@ def _list(connection: Connection) -> list[Key]:
 def _get(connection: Connection, key_id: str) -> Key:
     row = connection.execute(sa.select(keys).where(keys.c.id == key_id)).first()
     if row is None:
-        raise _not_found()
+        raise not_found()
     return key_from(row)
 
 
@@ -217,22 +217,23 @@ def _check_allowance(allowance: Allowance) -> None:
         raise InvalidFields(wrong)
 
 
-def _named(key_id_or_name: str) -> sa.ColumnElement[bool]:
+def named(key_id_or_name: str) -> sa.ColumnElement[bool]:
+    """A key by its id, or by the name it has while it is not revoked."""
     return sa.or_(keys.c.id == key_id_or_name, sa.and_(keys.c.name == key_id_or_name, IS_NOT_REVOKED))
 
 
 def _allow(connection: Connection, key_id_or_name: str, allowance: str) -> Key:
-    named = connection.execute(sa.select(keys).where(_named(key_id_or_name))).first()
-    if named is None:
-        raise _not_found()
-    connection.execute(sa.update(keys).where(keys.c.origin_id == named.origin_id).values(allowance=allowance))
-    return _get(connection, named.id)
+    found = connection.execute(sa.select(keys).where(named(key_id_or_name))).first()
+    if found is None:
+        raise not_found()
+    connection.execute(sa.update(keys).where(keys.c.origin_id == found.origin_id).values(allowance=allowance))
+    return _get(connection, found.id)
 
 
 def _rotate(connection: Connection, key_id_or_name: str, columns: dict[str, object], *, overlap_seconds: float) -> Key:
-    old = connection.execute(sa.select(keys).where(_named(key_id_or_name))).first()
+    old = connection.execute(sa.select(keys).where(named(key_id_or_name))).first()
     if old is None:
-        raise _not_found()
+        raise not_found()
     if old.revoked_at is not None:
         raise Conflict("this key was revoked; make a new one instead")
     if old.expires_at is not None and old.expires_at <= connection.execute(sa.select(now())).scalar_one():
@@ -253,10 +254,10 @@ def _rotate(connection: Connection, key_id_or_name: str, columns: dict[str, obje
 def _revoke(connection: Connection, key_id_or_name: str) -> Key:
     revoked_at = sa.func.coalesce(keys.c.revoked_at, now())
     row = connection.execute(
-        sa.update(keys).where(_named(key_id_or_name)).values(revoked_at=revoked_at).returning(*keys.c)
+        sa.update(keys).where(named(key_id_or_name)).values(revoked_at=revoked_at).returning(*keys.c)
     ).first()
     if row is None:
-        raise _not_found()
+        raise not_found()
     return key_from(row)
 
 
@@ -269,5 +270,6 @@ def _count(connection: Connection) -> int:
     return connection.execute(sa.select(sa.func.count()).select_from(keys)).scalar_one()
 
 
-def _not_found() -> NotFound:
+def not_found() -> NotFound:
+    """There is no such key."""
     return NotFound("there is no such key; list them with `safelight keys list`", code="key_not_found")

@@ -84,7 +84,7 @@ def run_from(row: Row[Any], images: Sequence[Row[Any]] = ()) -> Run:
         eta_seconds=row.eta_seconds,
         webhook_endpoint=row.webhook_endpoint,
         warnings=tuple(json.loads(row.warnings)),
-        error=_error_from(row),
+        error=error_from(row),
         # Their rows stay, for whoever counts what was drawn.
         images=() if row.images_expired_at else tuple(image_from(image) for image in images),
         images_expired_at=row.images_expired_at,
@@ -93,7 +93,7 @@ def run_from(row: Row[Any], images: Sequence[Row[Any]] = ()) -> Run:
     )
 
 
-def _error_from(row: Row[Any]) -> RunError | None:
+def error_from(row: Row[Any]) -> RunError | None:
     return None if row.error_code is None else RunError(row.error_code, row.error_message or "")
 
 
@@ -115,7 +115,7 @@ def event_from(row: Row[Any]) -> RunEvent:
         at=row.at,
         sequence=row.sequence,
         image_index=row.image_index,
-        error=_error_from(row),
+        error=error_from(row),
     )
 
 
@@ -133,6 +133,7 @@ def delivery_from(row: Row[Any], attempts: Sequence[Row[Any]] = ()) -> Delivery:
         endpoint_id=row.endpoint_id,
         host=row.host,
         reason=row.reason,
+        told=row.told,
         attempts=tuple(_attempt_from(attempt) for attempt in attempts),
     )
 
@@ -147,6 +148,7 @@ def endpoint_from(row: Row[Any], *, previous_secret_ends_at: float | None = None
         status_reason=row.status_reason,
         created_at=row.created_at,
         failing_since=row.failing_since,
+        key_id=row.key_id,
         previous_secret_ends_at=previous_secret_ends_at,
     )
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from safelight.store.database import Number
 
-REVISION = "0009"
+REVISION = "0010"
 """The newest migration: a database that says so needs none."""
 
 
@@ -174,6 +174,8 @@ webhook_endpoints = sa.Table(
     sa.Column("created_at", Real, nullable=False),
     sa.Column("failing_since", Real),
     sa.Column("secret_number", sa.Integer, nullable=False),
+    # The first of a line of rotated keys, or NULL for the runs of the whole project.
+    sa.Column("key_id", Text),
     sa.UniqueConstraint("project", "url", name="webhook_endpoints_address"),
 )
 
@@ -185,6 +187,18 @@ endpoint_secrets = sa.Table(
     sa.Column("created_at", Real, nullable=False),
     sa.Column("ends_at", Real),
     sa.PrimaryKeyConstraint("endpoint_id", "number"),
+    sqlite_with_rowid=False,
+)
+
+# A project without rows has its first secret.
+project_secrets = sa.Table(
+    "project_secrets",
+    metadata,
+    sa.Column("project", Text, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("created_at", Real, nullable=False),
+    sa.Column("ends_at", Real),
+    sa.PrimaryKeyConstraint("project", "number"),
     sqlite_with_rowid=False,
 )
 
@@ -205,6 +219,8 @@ deliveries = sa.Table(
     sa.Column("next_attempt_at", Real),
     sa.Column("num_attempts", sa.Integer, nullable=False),
     sa.Column("num_attempts_before_resend", sa.Integer, nullable=False),
+    # The body without pictures, as it was when the run ended: NULL in rows older than this column.
+    sa.Column("told", Text),
 )
 
 IS_PENDING = sa.text("status = 'pending'")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import fcntl
 import hashlib
 import hmac
@@ -32,6 +31,7 @@ from safelight.store.measures import MeasureTable
 from safelight.store.migrations import migrate
 from safelight.store.notifications import Notifications, Wire
 from safelight.store.previews import PreviewFolder
+from safelight.store.project_secrets import ProjectSecrets
 from safelight.store.retention import Retention
 from safelight.store.runs import Runs
 from safelight.store.search import Search
@@ -57,6 +57,7 @@ class Store:
         self.events = Events(database)
         self.deliveries = Deliveries(database)
         self.webhook_endpoints = WebhookEndpoints(database, secret)
+        self.project_secrets = ProjectSecrets(database, secret)
         self.keys = Keys(database, secret)
         self.deployments = DeploymentTable(database)
         self.figures = Figures(database)
@@ -105,15 +106,11 @@ class Store:
         """A secret of this server for one purpose, the same after every start."""
         return hmac.new(self._secret, b"purpose:" + purpose.encode(), hashlib.sha256).digest()
 
-    def webhook_secret(self, project: str) -> str:
-        """What deliveries of a project are signed with, in the form receivers' libraries take."""
-        derived = hmac.new(self._secret, b"webhook:" + project.encode(), hashlib.sha256).digest()
-        return "whsec_" + base64.b64encode(derived).decode()
-
     async def signing_secrets(self, delivery: Delivery) -> Sequence[str]:
-        """What a delivery is signed with, newest first: its endpoint's secrets, or its project's. Raises NotFound."""
+        """What a delivery is signed with, newest first: its endpoint's secrets, or its project's. Raises NotFound.
+        One transaction."""
         if delivery.endpoint_id is None:
-            return (self.webhook_secret(delivery.project),)
+            return await self.project_secrets.signing(delivery.project)
         return await self.webhook_endpoints.secrets(delivery.endpoint_id)
 
     async def sweep_images(self, *, older_than_seconds: float = 3600.0) -> int:

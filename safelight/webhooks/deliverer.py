@@ -15,7 +15,7 @@ from typing import Any
 import httpcore2
 
 from safelight.config import WebhookSettings
-from safelight.envelope import failure_body, status_code_of, success_body
+from safelight.envelope import webhook_body, with_pictures
 from safelight.errors import NotFound, SafelightError, TryLater
 from safelight.runs import Delivery, DeliveryAttempt, DeliveryStatus, Run, RunStatus
 from safelight.store import Hosts, Store
@@ -279,7 +279,7 @@ class Deliverer:
     async def _send(self, delivery: Delivery, run: Run) -> Answer:
         traced = {"safelight.run_id": run.id, "safelight.delivery_id": delivery.id, "server.address": delivery.host}
         with self._tracing.span("deliver", parent=run.traceparent, kind="producer", attributes=traced) as span:
-            body = await self._body(run)
+            body = await self._body(delivery, run)
             secrets = await self._secrets(delivery)
             headers = await asyncio.to_thread(self._headers, delivery, body, secrets)
             answer = await self._poster.post(delivery.url, headers, body)
@@ -290,14 +290,14 @@ class Deliverer:
                 span.fail("not taken")
             return answer
 
-    async def _body(self, run: Run) -> bytes:
-        """The same bytes on every try: they hang on nothing but the ended run and its files."""
-        status_code = status_code_of(run)
+    async def _body(self, delivery: Delivery, run: Run) -> bytes:
+        """The same bytes on every try: what was written down when the run ended, and its files."""
+        told = webhook_body(run) if delivery.told is None else delivery.told.encode()
         if run.status is not RunStatus.SUCCEEDED:
-            return failure_body(run, status_code=status_code)
+            return told
         records = sorted(run.images, key=lambda image: image.index)
         images = [await self._store.images.read(image.path) for image in records]
-        return await asyncio.to_thread(success_body, run, images, status_code=status_code)
+        return await asyncio.to_thread(with_pictures, told, images)
 
     def _headers(self, delivery: Delivery, body: bytes, secrets: Sequence[str]) -> dict[str, str]:
         timestamp = int(self._now())

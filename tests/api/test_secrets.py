@@ -96,7 +96,7 @@ def written_below(folder: Path) -> dict[str, bytes]:
 async def test_no_secret_is_in_logs_files_answers_or_records(house, lines, tmp_path, record_property):
     marked, key = await house.store.keys.create("marked", scopes=frozenset({Scope.PREDICT, Scope.READ}))
     await house.store.keys.allow("marked", Allowance(requests_per_minute=1000))
-    webhook_secret = house.store.webhook_secret("default")
+    webhook_secret = (await house.store.project_secrets.newest("default")).secret
     async with receiving(answers(500, b"no")) as receiver:
         answered = await use_everything(house, key, webhook_secret, receiver.url)
         await deliver(house, receiver.url)

@@ -118,6 +118,28 @@ async def test_a_rotation_shows_the_new_secret_and_keeps_the_old_for_a_day(house
     assert len(await house.store.webhook_endpoints.secrets(endpoint["id"])) == 1
 
 
+async def test_the_secret_for_the_urls_of_requests_is_shown_and_rotated_over_http(house, admin):
+    first = (await admin.get("/webhooks/secret")).json()
+    assert (first["project"], first["previous_secret_ends_at"]) == ("default", None)
+    assert (first["secret"],) == await house.store.project_secrets.signing("default")
+    second = (await admin.post("/webhooks/secret/rotate", json={})).json()
+    assert second["previous_secret_ends_at"] is not None
+    assert await house.store.project_secrets.signing("default") == (second["secret"], first["secret"])
+    assert (await admin.get("/webhooks/secret")).json() == second
+    third = (await admin.post("/webhooks/secret/rotate", json={"overlap_hours": 0})).json()
+    assert await house.store.project_secrets.signing("default") == (third["secret"],)
+    assert (await admin.post("/webhooks/secret/rotate", json={"overlap_hours": -1})).status_code == 422
+
+
+async def test_an_endpoint_can_be_told_of_the_runs_of_its_own_key_only(house, admin):
+    own = await registered(admin, own_runs_only=True)
+    everything = await registered(admin, url=URL + "/all")
+    assert own["key_id"] is not None and everything["key_id"] is None
+    run_id = await ended(house)
+    (told,) = (await admin.get("/webhooks/deliveries", params={"run_id": run_id})).json()["deliveries"]
+    assert told["endpoint_id"] == everything["id"], "the run is another key's"
+
+
 async def test_failed_deliveries_are_sent_again_one_by_one_or_since_a_time(house, admin):
     endpoint = await registered(admin)
     for _ in range(2):
@@ -143,6 +165,7 @@ async def test_failed_deliveries_are_sent_again_one_by_one_or_since_a_time(house
         ({"url": URL, "events": []}, "events"),
         ({"url": URL, "events": ["queued"]}, "events"),
         ({"url": URL, "secret": "mine"}, "secret"),
+        ({"url": URL, "own_runs_only": "perhaps"}, "own_runs_only"),
     ],
 )
 async def test_a_wrong_endpoint_is_refused_by_field(admin, body, field):
@@ -170,6 +193,8 @@ CHANGES = [
     ("PATCH", "/webhooks/{id}"),
     ("DELETE", "/webhooks/{id}"),
     ("POST", "/webhooks/{id}/rotate"),
+    ("GET", "/webhooks/secret"),
+    ("POST", "/webhooks/secret/rotate"),
     ("POST", "/webhooks/{id}/resend"),
     ("POST", "/webhooks/deliveries/{id}/resend"),
 ]

@@ -177,6 +177,7 @@ WRITES = (
     ("/dashboard/runs/{run}/replay", {}),
     ("/dashboard/runs/{run}/delete", {}),
     ("/dashboard/webhooks/secret", {"project": "default"}),
+    ("/dashboard/webhooks/secret/rotate", {"project": "default", "overlap": "0"}),
     ("/dashboard/webhooks/{run}/resend", {}),
     ("/dashboard/webhooks/endpoints", {"url": "http://127.0.0.1:9/", "event": "succeeded"}),
     ("/dashboard/webhooks/endpoints/{run}/status", {"status": "disabled"}),

@@ -9,7 +9,7 @@ import pytest
 import standardwebhooks
 
 from safelight.client import InvalidWebhook, verify_webhook
-from safelight.envelope import failure_body, success_body
+from safelight.envelope import webhook_body, with_pictures
 from safelight.runs import Run, RunError, RunParams, RunStatus
 from safelight.webhooks.signing import new_secret, sign
 
@@ -40,7 +40,7 @@ def headers(secret: str, body: bytes, timestamp: int = NOW) -> dict[str, str]:
 
 
 def test_a_delivery_of_this_server_is_verified_and_read() -> None:
-    secret, body = new_secret(), success_body(run(RunStatus.SUCCEEDED), [b"one", b"two"], status_code=200)
+    secret, body = new_secret(), with_pictures(webhook_body(run(RunStatus.SUCCEEDED)), [b"one", b"two"])
     message = verify_webhook(secret, headers(secret, body), body, now=lambda: NOW)
     assert (message.event_id, message.run_id, message.status_code, message.code) == ("evt_1", "r-1", 200, None)
     assert message.result is not None
@@ -49,13 +49,13 @@ def test_a_delivery_of_this_server_is_verified_and_read() -> None:
 
 def test_a_failure_is_read_with_its_code_and_reason() -> None:
     failed = run(RunStatus.FAILED, RunError("out_of_memory", "ask for a smaller picture"))
-    secret, body = new_secret(), failure_body(failed, status_code=500)
+    secret, body = new_secret(), webhook_body(failed)
     message = verify_webhook(secret, headers(secret, body), body, now=lambda: NOW)
     assert (message.code, message.message, message.result) == ("out_of_memory", "ask for a smaller picture", None)
 
 
 def test_what_the_official_library_signs_is_verified() -> None:
-    secret, body = new_secret(), failure_body(run(RunStatus.CANCELLED), status_code=409)
+    secret, body = new_secret(), webhook_body(run(RunStatus.CANCELLED))
     now = datetime.now(UTC)
     signature = standardwebhooks.Webhook(secret).sign("evt_9", now, body.decode())
     sent = {"webhook-id": "evt_9", "webhook-timestamp": str(int(now.timestamp())), "webhook-signature": signature}
@@ -63,7 +63,7 @@ def test_what_the_official_library_signs_is_verified() -> None:
 
 
 def test_either_side_may_be_in_a_rotation() -> None:
-    old, new, body = new_secret(), new_secret(), failure_body(run(RunStatus.CANCELLED), status_code=409)
+    old, new, body = new_secret(), new_secret(), webhook_body(run(RunStatus.CANCELLED))
     both = headers(new, body) | {"Webhook-Signature": "v2,other " + sign([new, old], "evt_1", NOW, body)}
     verify_webhook(old, both, body, now=lambda: NOW)
     verify_webhook([old, new], headers(new, body), body, now=lambda: NOW)
@@ -85,7 +85,7 @@ def test_either_side_may_be_in_a_rotation() -> None:
     ],
 )
 def test_what_was_changed_is_refused(change: dict[str, str], reason: str) -> None:
-    secret, body = new_secret(), failure_body(run(RunStatus.CANCELLED), status_code=409)
+    secret, body = new_secret(), webhook_body(run(RunStatus.CANCELLED))
     with pytest.raises(InvalidWebhook, match=reason):
         verify_webhook(secret, headers(secret, body) | change, body, now=lambda: NOW)
 
@@ -99,7 +99,7 @@ def test_a_missing_header_is_named(missing: str) -> None:
 
 
 def test_a_changed_body_and_a_wrong_secret_are_refused() -> None:
-    secret, body = new_secret(), failure_body(run(RunStatus.CANCELLED), status_code=409)
+    secret, body = new_secret(), webhook_body(run(RunStatus.CANCELLED))
     with pytest.raises(InvalidWebhook):
         verify_webhook(secret, headers(secret, body), body + b" ", now=lambda: NOW)
     with pytest.raises(InvalidWebhook):
@@ -127,6 +127,6 @@ def test_a_signed_body_that_is_not_ours_is_refused(body: bytes) -> None:
 
 
 def test_an_old_message_is_taken_by_whoever_tolerates_it() -> None:
-    secret, body = new_secret(), failure_body(run(RunStatus.CANCELLED), status_code=409)
+    secret, body = new_secret(), webhook_body(run(RunStatus.CANCELLED))
     old = int(time.time()) - 3600
     verify_webhook(secret, headers(secret, body, old), body, tolerance_seconds=7200)

@@ -84,7 +84,7 @@ async def serve(server: Server, data: Path, door: socket.socket, is_up: threadin
     async with await Store.open(data) as store:
         await store.deployments.deploy(Deployment(name="pinhole", version=0, model="pinhole"))
         _, server.key = await store.keys.create("client", scopes=frozenset({Scope.PREDICT}))
-        server.webhook_secret = store.webhook_secret("default")
+        server.webhook_secret = (await store.project_secrets.newest("default")).secret
         service = Service(store, settings, check_webhook=loopback.check_url)
         http = make_server(create_app(service, settings), service, settings)
         http.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]

@@ -77,6 +77,11 @@ async def write_picture(store: Store, claim: Claim, index: int = 0, content: byt
     )
 
 
+def everything_in(data: Path) -> bytes:
+    """All bytes of the SQLite database in a data folder."""
+    return b"".join(file.read_bytes() for file in data.glob("safelight.db*"))
+
+
 async def draw(store: Store, claim: Claim, index: int = 0, content: bytes = b"picture") -> ImageRecord:
     """Write a picture and name it."""
     record = await write_picture(store, claim, index, content)

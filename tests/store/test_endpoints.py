@@ -9,11 +9,12 @@ import pytest
 import sqlalchemy as sa
 
 from safelight.errors import Conflict, InvalidFields, NotFound
+from safelight.keys import Scope
 from safelight.runs import Delivery, DeliveryAttempt, DeliveryStatus, EndpointStatus, RunStatus, WebhookEndpoint
 from safelight.store import Hosts, Store
 from safelight.store.database import now
 
-from .making import HOOK, SUCCEEDED, claim_one, draw, end_one, on_sqlite, submit
+from .making import HOOK, SUCCEEDED, claim_one, draw, end_one, everything_in, on_sqlite, submit
 
 ELSEWHERE = "https://Elsewhere.example./in?a=1"
 
@@ -26,8 +27,10 @@ async def sent_to(store: Store, endpoint: WebhookEndpoint) -> list[Delivery]:
     return await store.deliveries.list(endpoint_id=endpoint.id)
 
 
-async def record(store: Store, delivery: Delivery, status_code: int = 500, **given: object) -> Delivery:
-    attempt = DeliveryAttempt(number=1, at=1.0, duration_ms=2.0, status_code=status_code)
+async def record(
+    store: Store, delivery: Delivery, status_code: int = 500, *, at: float = 1.0, **given: object
+) -> Delivery:
+    attempt = DeliveryAttempt(number=1, at=at, duration_ms=2.0, status_code=status_code)
     usual: dict[str, object] = {"retry_seconds": (0, 5, 5, 5), "delivered": status_code == 200, "give_up": False}
     usual |= {"retry_after_seconds": None, "disable_after_seconds": 1000.0}
     return await store.deliveries.record(delivery, attempt, **(usual | given))  # type: ignore[arg-type]
@@ -64,6 +67,33 @@ async def test_a_run_whose_end_fails_leaves_no_delivery_and_goes_on(
     assert (await store.runs.get(claim.run.id)).status is RunStatus.RUNNING
     await store.runs.finish(claim, SUCCEEDED)
     assert len(await store.deliveries.list()) == 1
+
+
+async def test_an_endpoint_of_one_key_is_told_of_its_runs_and_of_its_successors_only(store: Store) -> None:
+    key, _ = await store.keys.create("shop", project="theirs", scopes=frozenset({Scope.PREDICT}))
+    other, _ = await store.keys.create("other", project="theirs", scopes=frozenset({Scope.PREDICT}))
+    endpoint = await make(store, key="shop")
+    assert (endpoint.project, endpoint.key_id) == ("theirs", key.id)
+    rotated, _ = await store.keys.rotate(key.id)
+    for runs_of in (key.id, rotated.id, other.id, None):
+        await end_one(store, project="theirs", key_id=runs_of)
+    told = {each.run_id for each in await sent_to(store, endpoint)}
+    wanted = [run for run in (await store.runs.list())[0] if run.key_id in {key.id, rotated.id}]
+    assert told == {run.id for run in wanted} and len(told) == 2
+    with pytest.raises(NotFound) as raised:
+        await make(store, HOOK, key="nobody")
+    assert raised.value.code == "key_not_found"
+
+
+async def test_what_was_due_before_a_time_and_failed_since_is_sent_again_too(store: Store) -> None:
+    endpoint = await make(store)
+    for at in (1.0, 2.0e9):
+        await end_one(store)
+        [delivery] = await store.deliveries.claim_due(limit=10, lease_seconds=60)
+        await record(store, delivery, at=at, give_up=True)
+    assert await store.deliveries.resend_since(endpoint.id, 1.9e9) == 1
+    [due] = await store.deliveries.list(status=DeliveryStatus.PENDING)
+    assert due.attempts[0].at == 2.0e9
 
 
 async def test_a_url_is_one_endpoint_of_a_project(store: Store) -> None:
@@ -134,17 +164,13 @@ async def test_a_secret_that_was_ending_does_not_live_longer_by_another_rotation
     assert await store.webhook_endpoints.secrets(endpoint.id) == (third, second)
 
 
-def everything_in(data: Path) -> bytes:
-    return b"".join(file.read_bytes() for file in data.glob("safelight.db*"))
-
-
 @on_sqlite
 async def test_secrets_are_nowhere_in_the_database(store: Store, data: Path) -> None:
     endpoint, secret = await store.webhook_endpoints.create(ELSEWHERE)
     kept = everything_in(data)
     assert endpoint.id.encode() in kept and secret.removeprefix("whsec_").encode() not in kept
     _, other = await store.webhook_endpoints.create(HOOK)
-    assert len({secret, other, store.webhook_secret("default")}) == 3
+    assert len({secret, other, (await store.project_secrets.newest("default")).secret}) == 3
 
 
 async def test_gone_disables_at_once_and_ends_what_waits(store: Store) -> None:

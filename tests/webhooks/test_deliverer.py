@@ -40,7 +40,8 @@ async def test_a_run_that_succeeded_is_told_with_its_pictures_and_a_signature(st
         delivery = await wait_for_end(store, run)
     assert delivery.status is DeliveryStatus.DELIVERED
     (request,) = receiver.arrived
-    told = standardwebhooks.Webhook(store.webhook_secret("default")).verify(request.body, request.headers)
+    secret = (await store.project_secrets.newest("default")).secret
+    told = standardwebhooks.Webhook(secret).verify(request.body, request.headers)
     assert told == {
         "run_id": run.id,
         "run_time_ms": 1234.5,
@@ -211,9 +212,10 @@ async def test_projects_sign_with_different_secrets(store: Store, end_run: EndRu
         for project in ("ours", "theirs"):
             await wait_for_end(store, await end_run(receiver.url, project=project))
     ours, theirs = receiver.arrived
-    standardwebhooks.Webhook(store.webhook_secret("ours")).verify(ours.body, ours.headers)
+    verifier = standardwebhooks.Webhook((await store.project_secrets.newest("ours")).secret)
+    verifier.verify(ours.body, ours.headers)
     with pytest.raises(standardwebhooks.WebhookVerificationError):
-        standardwebhooks.Webhook(store.webhook_secret("ours")).verify(theirs.body, theirs.headers)
+        verifier.verify(theirs.body, theirs.headers)
 
 
 async def test_hostile_hosts_hold_back_nobody(store: Store, end_run: EndRun) -> None:

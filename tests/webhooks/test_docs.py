@@ -20,7 +20,7 @@ async def test_the_receiver_of_the_page_verifies_what_is_delivered(store: Store,
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     (source,) = re.findall(r"```python\n(.*?)```", DOC.read_text(encoding="utf-8"), re.DOTALL)
-    for told, ours in (("whsec_...", store.webhook_secret("default")), ("8001", str(port))):
+    for told, ours in (("whsec_...", (await store.project_secrets.newest("default")).secret), ("8001", str(port))):
         assert source.count(told) == 1
         source = source.replace(told, ours)
     receiver = await asyncio.create_subprocess_exec(sys.executable, "-c", source, stdout=asyncio.subprocess.PIPE)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 import standardwebhooks
 
 from safelight.errors import TryLater
-from safelight.runs import Delivery, DeliveryStatus, EndpointStatus
+from safelight.runs import Delivery, DeliveryStatus, EndpointStatus, RunStatus
 from safelight.store import Hosts, Store
 from safelight.store.schema import runs
 
@@ -41,8 +41,8 @@ async def test_each_address_gets_the_same_event_under_its_own_secret(store: Stor
         await until(lambda: registered.arrived and named.arrived)
         await until(lambda: all_ended(store))
     [first], [second] = registered.arrived, named.arrived
-    assert verifies(secret, first) and not verifies(store.webhook_secret("default"), first)
-    assert verifies(store.webhook_secret("default"), second) and not verifies(secret, second)
+    assert verifies(secret, first) and not verifies((await store.project_secrets.newest("default")).secret, first)
+    assert verifies((await store.project_secrets.newest("default")).secret, second) and not verifies(secret, second)
     assert (first.body, first.headers["webhook-id"]) == (second.body, second.headers["webhook-id"])
 
 
@@ -62,6 +62,36 @@ async def test_no_delivery_is_lost_to_a_rotation_whenever_the_receiver_changes_o
     by_new = [verifies(new, request) for request in receiver.arrived]
     assert all(by_old), "the receiver may go on with the old secret until it ends"
     assert all(by_new[by_new.index(True) :]) and sum(by_new) >= num_runs // 2
+
+
+async def test_no_delivery_to_a_request_s_url_is_lost_to_a_rotation_of_its_project(
+    store: Store, end_run: EndRun
+) -> None:
+    async with receiving() as receiver, delivering(store):
+        old = await store.project_secrets.newest("default")
+        for number in range(20):
+            if number == 10:
+                new = await store.project_secrets.rotate("default")
+            await end_run(receiver.url)
+        await until(lambda: all_ended(store), 60)
+    by_new = [verifies(new.secret, request) for request in receiver.arrived]
+    assert len(by_new) == 20 and all(verifies(old.secret, request) for request in receiver.arrived)
+    assert all(by_new[by_new.index(True) :]) and sum(by_new) >= 10
+
+
+@pytest.mark.parametrize("status", [RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED])
+async def test_a_later_version_of_the_server_sends_the_same_bytes(
+    store: Store, end_run: EndRun, monkeypatch: pytest.MonkeyPatch, status: RunStatus
+) -> None:
+    async with receiving() as receiver, delivering(store):
+        await end_run(receiver.url, status, num_images=2)
+        await until(lambda: all_ended(store))
+        monkeypatch.setattr("safelight.envelope.end_message", lambda run: "It went as it went")
+        [delivery] = await store.deliveries.list()
+        await store.deliveries.resend(delivery.id)
+        await until(lambda: len(receiver.arrived) == 2)
+    first, second = receiver.arrived
+    assert first.body == second.body and first.headers["webhook-id"] == second.headers["webhook-id"]
 
 
 async def test_an_endpoint_that_is_gone_is_disabled_and_says_so(

@@ -15,10 +15,12 @@ from safelight.api.openapi_webhooks import (
     DELETE_ENDPOINT,
     GET_DELIVERY,
     GET_ENDPOINT,
+    GET_PROJECT_SECRET,
     LIST_DELIVERIES,
     LIST_ENDPOINTS,
     RESEND,
     RESEND_SINCE,
+    ROTATE_PROJECT_SECRET,
     ROTATE_SECRET,
     UPDATE_ENDPOINT,
 )
@@ -35,6 +37,7 @@ from safelight.api.webhook_views import (
     RotateBody,
     delivery_view,
     endpoint_view,
+    project_secret_view,
     read_as,
 )
 from safelight.api.webhooks import DeliveryFilter
@@ -48,10 +51,12 @@ _HOUR_SECONDS = 3600.0
 def add_webhook_routes(app: FastAPI) -> None:
     """Everything below /webhooks."""
     routes = (
-        # Before /webhooks/{endpoint_id}, which would take "deliveries" for an id.
+        # Before /webhooks/{endpoint_id}, which would take "deliveries" and "secret" for ids.
         ("GET", "/webhooks/deliveries", list_deliveries, LIST_DELIVERIES),
         ("GET", "/webhooks/deliveries/{delivery_id}", get_delivery, GET_DELIVERY),
         ("POST", "/webhooks/deliveries/{delivery_id}/resend", resend, RESEND),
+        ("GET", "/webhooks/secret", get_project_secret, GET_PROJECT_SECRET),
+        ("POST", "/webhooks/secret/rotate", rotate_project_secret, ROTATE_PROJECT_SECRET),
         ("GET", "/webhooks", list_endpoints, LIST_ENDPOINTS),
         ("POST", "/webhooks", create_endpoint, CREATE_ENDPOINT),
         ("GET", "/webhooks/{endpoint_id}", get_endpoint, GET_ENDPOINT),
@@ -71,9 +76,11 @@ async def list_endpoints(key: Reader, service: ServiceOf) -> Response:
 
 
 async def create_endpoint(request: Request, key: Administrator, service: ServiceOf, settings: SettingsOf) -> Response:
-    """Register an endpoint: it is told of every run of the project that ends, signed with a secret of its own."""
+    """Register an endpoint: it is told of every run of the project, or of the key, that ends, signed with a secret of
+    its own."""
     body = read_as(NewEndpointBody, parse_body(await read_json_body(request, settings)))
-    return _with_secret(*await service.webhooks.create(key, body.url, events=body.events), status_code=201)
+    made = await service.webhooks.create(key, body.url, events=body.events, is_own=body.own_runs_only)
+    return _with_secret(*made, status_code=201)
 
 
 async def get_endpoint(endpoint_id: str, key: Reader, service: ServiceOf) -> Response:
@@ -103,6 +110,20 @@ async def rotate_secret(
     body = read_as(RotateBody, parse_body(await read_json_body(request, settings)))
     overlap_seconds = body.overlap_hours * _HOUR_SECONDS
     return _with_secret(*await service.webhooks.rotate(key, endpoint_id, overlap_seconds=overlap_seconds))
+
+
+async def get_project_secret(key: Administrator, service: ServiceOf) -> Response:
+    """What deliveries to the `webhook_endpoint` of a request are signed with."""
+    return JSONResponse(project_secret_view(await service.webhooks.secret(key)).model_dump(mode="json"))
+
+
+async def rotate_project_secret(
+    request: Request, key: Administrator, service: ServiceOf, settings: SettingsOf
+) -> Response:
+    """A new secret for what requests name. Until the overlap ends every such delivery carries both signatures."""
+    body = read_as(RotateBody, parse_body(await read_json_body(request, settings)))
+    rotated = await service.webhooks.rotate_secret(key, overlap_seconds=body.overlap_hours * _HOUR_SECONDS)
+    return JSONResponse(project_secret_view(rotated).model_dump(mode="json"))
 
 
 async def resend_since(

@@ -85,7 +85,7 @@ async def _prepare(store: Store, settings: Settings) -> tuple[str, str]:
         explain(f"deployed {made.model} as {made.name}")
     await _revoke(store)
     _, key = await store.keys.create(_KEY_NAME, scopes=frozenset({Scope.PREDICT}))
-    return key, store.webhook_secret("default")
+    return key, (await store.project_secrets.newest("default")).secret
 
 
 async def _revoke(store: Store) -> None:

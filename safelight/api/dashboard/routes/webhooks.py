@@ -6,10 +6,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from safelight.api.dashboard.desk import Desk, DeskOf, FormOf, SessionOf, go, show
+from safelight.api.dashboard.forms import OVERLAPS
 from safelight.api.dashboard.sessions import Session
 from safelight.api.errors import status_of
-from safelight.errors import SafelightError
+from safelight.errors import Conflict, SafelightError
 from safelight.runs import DeliveryStatus, RunStatus, WebhookEndpoint
+from safelight.store import ProjectSecret
 
 NUM_DELIVERIES = 50
 
@@ -17,6 +19,7 @@ NUM_DELIVERIES = 50
 def add_routes(router: APIRouter) -> None:
     router.add_api_route("/webhooks", webhooks, methods=["GET"])
     router.add_api_route("/webhooks/secret", show_secret, methods=["POST"])
+    router.add_api_route("/webhooks/secret/rotate", rotate_secret, methods=["POST"])
     router.add_api_route("/webhooks/{delivery_id}/resend", resend, methods=["POST"])
 
 
@@ -27,9 +30,19 @@ async def webhooks(request: Request, desk: DeskOf, session: SessionOf) -> Respon
 
 async def show_secret(request: Request, desk: DeskOf, session: SessionOf, form: FormOf) -> Response:
     """The same page with the signing secret of a project on it."""
+    secret = await desk.administration.project_secret(form.word("project") or "default")
+    return await show_webhooks(request, desk, session, project_secret=secret)
+
+
+async def rotate_secret(request: Request, desk: DeskOf, session: SessionOf, form: FormOf) -> Response:
+    """A new signing secret of a project; the one before goes on signing beside it for a while."""
+    overlap = OVERLAPS.get(form.word("overlap"), 0.0)
     project = form.word("project") or "default"
-    secret = desk.administration.webhook_secret(project)
-    return await show_webhooks(request, desk, session, project=project, project_secret=secret)
+    try:
+        secret = await desk.administration.rotate_project_secret(project, overlap_seconds=overlap)
+    except Conflict as error:
+        return await show_webhooks(request, desk, session, error=error)
+    return await show_webhooks(request, desk, session, project_secret=secret)
 
 
 async def resend(request: Request, desk: DeskOf, session: SessionOf, form: FormOf, delivery_id: str) -> Response:
@@ -48,8 +61,7 @@ async def show_webhooks(
     url: str = "",
     made: WebhookEndpoint | None = None,
     endpoint_secret: str = "",
-    project: str = "",
-    project_secret: str = "",
+    project_secret: ProjectSecret | None = None,
 ) -> Response:
     """The page. `made` is an endpoint whose new secret is shown this once, `url` what was typed and refused."""
     asked = request.query_params.get("status", "")
@@ -72,6 +84,5 @@ async def show_webhooks(
         statuses=list(DeliveryStatus),
         ends=[RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED],
         projects=sorted({key.project for key in keys} | {"default"}),
-        project=project,
         project_secret=project_secret,
     )
