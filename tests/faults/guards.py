@@ -115,7 +115,7 @@ GUARDS = (
     Guard(
         "11",
         "the secret before goes on signing",
-        "safelight/store/endpoints.py",
+        "safelight/store/secret_numbers.py",
         "ends_at = now() + overlap_seconds",
         "ends_at = now() + 0 * overlap_seconds",
         "tests/store/test_endpoints.py::test_a_rotated_secret_stays_beside_its_successor_for_a_day",
