@@ -96,6 +96,7 @@ class Drawing:
 
     async def _follow(self, held: Held, assignment: Assignment) -> Outcome:
         held.is_handed_in = True
+        to_come = set(assignment.indices)
         async for event in self._engine.generate(assignment):
             if isinstance(event, EndEvent):
                 held.device_ms = event.device_ms
@@ -114,7 +115,8 @@ class Drawing:
                 case PreviewReady():
                     await keep_preview(self._store, held, event.pixels)
                 case ImageReady():
-                    await keep_picture(self._store, held, event, is_last=event.index == assignment.indices[-1])
+                    to_come.discard(event.index)
+                    await keep_picture(self._store, held, event, is_last=not to_come)
                 case AssignmentDone(run_time_ms):
                     return held.outcome(RunStatus.SUCCEEDED, run_time_ms)
                 case AssignmentCancelled(run_time_ms):
