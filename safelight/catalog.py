@@ -4,6 +4,7 @@ folders; loads nothing."""
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -272,8 +273,10 @@ def hub_entry(repository: str) -> CatalogEntry:
 
 
 def hub_cache(hf_home: Path | None) -> Path:
-    """Where the hub's own library keeps repositories."""
-    return (hf_home or Path.home() / ".cache" / "huggingface") / "hub"
+    """Where the hub's own library keeps repositories: below `hf_home`, or where its own variables say."""
+    if hf_home is None and (named := os.environ.get("HF_HUB_CACHE")):
+        return Path(named)
+    return (hf_home or Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")) / "hub"
 
 
 def _checked(path: Path, named_by: str) -> Path:

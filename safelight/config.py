@@ -185,7 +185,9 @@ class Settings(_Section):
     """Everything an operator can set."""
 
     data: Path = Field(Path("safelight-data"), description="Folder of the database, pictures and secrets.")
-    hf_home: Path | None = Field(None, description="Hugging Face cache to look for weights in; unset: the usual one.")
+    hf_home: Path | None = Field(
+        None, description="Hugging Face cache to look for weights in; unset: `HF_HOME`, or the usual one."
+    )
     models: dict[str, Path] = Field(
         default_factory=dict, description="Identifier = folder or checkpoint file: weights the operator has."
     )

@@ -68,6 +68,19 @@ PARTS = {
 }
 
 
+def test_weights_are_looked_for_where_the_hub_s_own_variables_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    assert hub_cache(None) == Path.home() / ".cache" / "huggingface" / "hub"
+    monkeypatch.setenv("HF_HOME", "/elsewhere")
+    assert hub_cache(None) == Path("/elsewhere/hub")
+    monkeypatch.setenv("HF_HUB_CACHE", "/cache")
+    assert hub_cache(None) == Path("/cache")
+    assert hub_cache(tmp_path) == tmp_path / "hub", "a setting of our own goes before"
+
+
 def snapshot(hf_home: Path, commit: str, *, files: tuple[str, ...] = (UNET,)) -> Path:
     """Our model in the hub's cache, as far as it is looked at."""
     folder = hub_cache(hf_home) / "models--our--model" / "snapshots" / commit
