@@ -1,6 +1,10 @@
 """The stages: killed and resumed they end the same; a full disk is said and harms nothing."""
 
 import errno
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +19,6 @@ from training.pinhole.fast_norm import use_fast_norms
 from training.pinhole.files import DiskFullError
 from training.pinhole.optimizers import make_optimizers
 from training.pinhole.trainer import Budget, Trainer, save_atomically
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nobody catches it."""
 
 
 def train(folder: Path, *, killed_at: int | None = None) -> nn.Module:
@@ -39,7 +39,7 @@ def train(folder: Path, *, killed_at: int | None = None) -> nn.Module:
 
     def step(random: np.random.Generator) -> tuple[Tensor, int, dict[str, float]]:
         if trainer.clock.steps == killed_at:
-            raise Killed
+            os.kill(os.getpid(), signal.SIGKILL)
         rows = torch.from_numpy(random.normal(size=(16, 4))).float() + 0.1 * torch.randn(16, 4)
         loss = (model(rows) - rows.roll(1, 1)).square().mean()
         return loss, len(rows), {"loss": loss.item()}
@@ -50,11 +50,31 @@ def train(folder: Path, *, killed_at: int | None = None) -> nn.Module:
 
 def test_a_stage_killed_and_resumed_ends_as_if_never_stopped(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole")
-    with pytest.raises(Killed):
-        train(tmp_path / "cut", killed_at=13)
+    killed = subprocess.run(
+        [sys.executable, __file__, tmp_path / "cut", "13"], cwd=Path(__file__).parents[2], check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
     resumed = train(tmp_path / "cut")
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_stage_that_goes_on_from_weights_alone_keeps_to_smaller_steps(tmp_path: Path) -> None:
+    model = nn.Linear(4, 4)
+    save_atomically({"modules": {"model": model.state_dict()}}, tmp_path / "tiny.pt")
+    optimizers = [torch.optim.SGD(model.parameters(), lr=1.0)]
+    trainer = Trainer(
+        "tiny", {"model": model}, optimizers, folder=tmp_path, budget=Budget(steps=40), later_rate=0.25, decay_from=0.5
+    )
+    trainer.resume()
+    rates = []
+
+    def step(_: np.random.Generator) -> tuple[Tensor, int, dict[str, float]]:
+        rates.append(optimizers[0].param_groups[0]["lr"])
+        return model(torch.zeros(1, 4)).sum(), 1, {}
+
+    trainer.run(step)
+    assert max(rates) == 0.25
 
 
 def test_a_finished_stage_does_nothing_more(tmp_path: Path) -> None:
@@ -82,10 +102,10 @@ def test_a_checkpoint_cut_short_is_never_seen(tmp_path: Path, monkeypatch: pytes
     save_atomically({"steps": 1}, path)
 
     def die(*_: object) -> None:
-        raise Killed
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", die)
-    with pytest.raises(Killed):
+    with pytest.raises(KeyboardInterrupt):
         save_atomically({"steps": 2}, path)
     monkeypatch.undo()
     assert torch.load(path) == {"steps": 1}
@@ -118,3 +138,7 @@ def test_a_perfect_denoiser_echoes_the_latent_itself() -> None:
 
     drawn = echo(perfect, true, words, words, start=900, guidance=4.0)  # type: ignore[arg-type]
     torch.testing.assert_close(drawn, true, atol=1e-3, rtol=1e-3)
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]), killed_at=int(sys.argv[2]))
