@@ -96,7 +96,9 @@ PROOFS: Mapping[str, Proof] = {
         "9",
         "every spelling of denied addresses, redirects, userinfo; a resolver that flips",
         ("tests/webhooks/test_targets.py", "tests/webhooks/test_exchange.py"),
-        lambda found: f"{_denied(found)} URLs, {found.measured['lookups']} flips, 0 connections to a denied address",
+        lambda found: (
+            f"{_denied(found)} URLs, {found.measured['lookups']} flips, 0 sockets connected to a denied address"
+        ),
     ),
     "15": Proof(
         "15",
