@@ -39,7 +39,10 @@ class ServerSettings(_Section):
     max_picture_bytes: int = Field(
         16 * 1024 * 1024, ge=0, description="Largest `init_image` and `mask` of one request together, as base64."
     )
-    receive_timeout_seconds: Seconds = Field(15.0, description="A request must have arrived whole by then.")
+    receive_timeout_seconds: Seconds = Field(
+        15.0,
+        description="A request must have arrived whole by then, from its first byte or a new connection's beginning.",
+    )
     max_queued_runs: int = Field(1000, ge=1, description="Runs that may wait; more are refused with 429.")
 
 

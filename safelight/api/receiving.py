@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 
 from safelight.api.params import shorten
 from safelight.config import ServerSettings
 from safelight.errors import BodyTooLarge, ReceiveTimeout, UnsupportedMediaType
+
+RECEIVE_DEADLINE = "receive_deadline"
+"""Where the door keeps, in a request's state, until when on the loop's clock the whole of it must have arrived."""
+
+
+@asynccontextmanager
+async def arriving(request: Request, timeout_seconds: float) -> AsyncIterator[None]:
+    """A body is read within. Raises ReceiveTimeout when it is still not there at the request's deadline, which counts
+    from its first byte; without a door that set one, from now."""
+    from_now = asyncio.get_running_loop().time() + timeout_seconds
+    try:
+        async with asyncio.timeout_at(getattr(request.state, RECEIVE_DEADLINE, from_now)):
+            yield
+    except TimeoutError as error:
+        raise ReceiveTimeout(f"the request did not arrive within {timeout_seconds:g} s") from error
 
 
 async def read_json_body(request: Request, settings: ServerSettings, *, large_keys: tuple[str, ...] = ()) -> bytes:
@@ -23,11 +40,8 @@ async def read_json_body(request: Request, settings: ServerSettings, *, large_ke
     # A length of many digits is over any limit, and int() would not take it.
     if len(declared) > 15 or (declared.isdecimal() and int(declared) > limit):
         raise _too_large(limit)
-    try:
-        async with asyncio.timeout(settings.receive_timeout_seconds):
-            return await _collect(request, limit, small_limit=settings.max_body_bytes, large_keys=keys)
-    except TimeoutError as error:
-        raise ReceiveTimeout(f"the body did not arrive within {settings.receive_timeout_seconds:g} s") from error
+    async with arriving(request, settings.receive_timeout_seconds):
+        return await _collect(request, limit, small_limit=settings.max_body_bytes, large_keys=keys)
 
 
 async def _collect(request: Request, limit: int, *, small_limit: int, large_keys: tuple[bytes, ...]) -> bytes:

@@ -1,4 +1,4 @@
-"""uvicorn with deadlines it does not have: a request's head must arrive in time, and an answer must be taken."""
+"""uvicorn with deadlines it does not have: a request must arrive in time, and an answer must be taken."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from safelight.api.answers import PROBLEM
 from safelight.api.errors import problem_answer
+from safelight.api.receiving import RECEIVE_DEADLINE
 from safelight.api.service import Service
 from safelight.config import ServerSettings
 from safelight.errors import InvalidRequest, ReceiveTimeout, SafelightError
@@ -58,17 +59,18 @@ class DoorTransport:
 
 
 class DeadlineProtocol(H11Protocol):
-    """HTTP/1.1 with one deadline: for the head of each request, and for progress of a blocked answer.
+    """HTTP/1.1 with one deadline: for each request to arrive whole, and for progress of a blocked answer.
 
-    The body of a request has its own deadline where it is read, with an answer that says so. A connection that is
-    closed while its client still sends is closed in two steps: the kernel would reset it over unread bytes, and the
-    client might lose its answer.
+    It is kept here for the head, and for what comes of a body after its answer; whoever reads a body finds the same
+    deadline in the request's state, and answers what is late. A connection that is closed while its client still sends
+    is closed in two steps: the kernel would reset it over unread bytes, and the client might lose its answer.
     """
 
     def __init__(self, *args: Any, deadline_seconds: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._deadline_seconds = deadline_seconds
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._receive_deadline = 0.0
+        self._receive_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._num_lingering_bytes = 0
@@ -81,10 +83,10 @@ class DeadlineProtocol(H11Protocol):
             # the client; the kernel's does not.
             patience_ms = int(self._deadline_seconds * 1000) + 1000
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience_ms)
-        self._start_head_timer()
+        self._expect_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        _cancel(self._head_timer)
+        _cancel(self._receive_timer)
         _cancel(self._write_timer)
         _cancel(self._linger_timer)
         super().connection_lost(exc)
@@ -98,15 +100,16 @@ class DeadlineProtocol(H11Protocol):
             self._drop()
 
     def handle_events(self) -> None:
-        before = self.cycle
+        before, was_sending = self.cycle, self.conn.their_state is h11.SEND_BODY
         super().handle_events()
         if self.cycle is not before:
-            _cancel(self._head_timer)
-            self._head_timer = None
-        elif self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
-            # Bytes between two requests: the head of the next, or the rest of a body that was refused. uvicorn stops
-            # its own timer on them.
-            self._start_head_timer()
+            if self._receive_timer is None or was_sending:
+                # The whole head came at once.
+                self._expect_request()
+            self._stop_receive_timer()
+            self.scope["state"][RECEIVE_DEADLINE] = self._receive_deadline
+        elif self.cycle is None or self.cycle.response_complete:
+            self._watch_sender(was_sending)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -126,12 +129,35 @@ class DeadlineProtocol(H11Protocol):
         """Answers what is not HTTP at all, with a problem document as everywhere."""
         self._refuse(InvalidRequest("this is not an HTTP request that can be read"))
 
-    def _start_head_timer(self) -> None:
-        self._head_timer = self.loop.call_later(self._deadline_seconds, self._refuse_slow_head)
+    def _watch_sender(self, was_sending: bool) -> None:
+        """Between two requests. uvicorn stops its own timer for idle connections on any byte."""
+        is_idle = self.timeout_keep_alive_task is not None and not self.conn.trailing_data[0]
+        if self.conn.their_state is h11.SEND_BODY:
+            if self._receive_timer is None:
+                # The rest of a body that was answered already: no new time for that.
+                self._start_receive_timer()
+        elif was_sending or (self._receive_timer is None and not is_idle):
+            self._expect_request()
 
-    def _refuse_slow_head(self) -> None:
+    def _expect_request(self) -> None:
+        """From now on a request has its time to arrive."""
+        self._receive_deadline = self.loop.time() + self._deadline_seconds
+        self._start_receive_timer()
+
+    def _start_receive_timer(self) -> None:
+        _cancel(self._receive_timer)
+        self._receive_timer = self.loop.call_at(self._receive_deadline, self._refuse_slow_request)
+
+    def _stop_receive_timer(self) -> None:
+        _cancel(self._receive_timer)
+        self._receive_timer = None
+
+    def _refuse_slow_request(self) -> None:
         if self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
             self._refuse(ReceiveTimeout(f"the request did not arrive within {self._deadline_seconds:g} s"))
+        elif self.conn.their_state is h11.SEND_BODY:
+            # It was answered, but may come to read that only now.
+            self.transport.close()
         else:
             self._drop()
 
@@ -151,7 +177,7 @@ class DeadlineProtocol(H11Protocol):
         """Read and forget for a while what the client still sends. False where it has sent all."""
         if self.conn.their_state in {h11.DONE, h11.MUST_CLOSE, h11.CLOSED} or self.transport.is_closing():
             return False
-        _cancel(self._head_timer)
+        _cancel(self._receive_timer)
         self._linger_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
         self.flow.resume_reading()
         with contextlib.suppress(OSError):

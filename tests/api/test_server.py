@@ -90,6 +90,61 @@ async def test_a_head_that_drips_is_408_and_silence_is_cut_off(make_house):
                 assert await asyncio.wait_for(reader.read(), 3) == b""
 
 
+async def test_head_and_body_share_one_deadline_however_both_drip(make_house):
+    seconds = 2.0
+    settings = ServerSettings(port=0, receive_timeout_seconds=seconds)
+    async with make_house(settings) as house, house.serving() as (_, port), connected(port) as (reader, writer):
+        began, request = time.monotonic(), predict_head(house, 1000)
+
+        async def drip() -> None:
+            for part in (request[:30], request[30:60], request[60:90], request[90:]):
+                writer.write(part)
+                await asyncio.sleep(seconds / 5)
+            while True:
+                writer.write(b" ")
+                await asyncio.sleep(0.2)
+
+        dripping = asyncio.create_task(drip())
+        status, _, body = await read_answer(reader)
+        dripping.cancel()
+        assert (status, json.loads(body)["code"]) == (408, "receive_timeout")
+        # Each with a deadline of its own, they would be let drip for 3.2 s or more.
+        assert 0.9 * seconds < time.monotonic() - began < 1.5 * seconds
+
+
+async def test_a_request_has_all_its_time_however_long_its_connection_was_idle(make_house):
+    settings = ServerSettings(port=0, receive_timeout_seconds=1.5)
+    async with make_house(settings) as house, house.serving() as (_, port), connected(port) as (reader, writer):
+        writer.write(head("/healthz"))
+        assert (await read_answer(reader))[0] == 200
+        await asyncio.sleep(1.2)
+        writer.write(b"GET /heal")
+        await asyncio.sleep(0.6)
+        writer.write(head("/healthz")[len(b"GET /heal") :])
+        assert (await read_answer(reader))[0] == 200
+
+
+async def test_the_rest_of_a_refused_body_has_no_new_time_and_what_follows_it_has(make_house):
+    settings = ServerSettings(port=0, receive_timeout_seconds=1.5)
+    sent = {"Content_Type": "application/json", "Content_Length": 20}
+    async with make_house(settings) as house, house.serving() as (_, port):
+        for is_whole in (True, False):
+            async with connected(port) as (reader, writer):
+                began = time.monotonic()
+                writer.write(head("/pinhole/predict", method="POST", **sent))
+                assert (await read_answer(reader))[0] == 401
+                await asyncio.sleep(1.0)
+                writer.write(b" " * 10)
+                if is_whole:
+                    writer.write(b" " * 10 + head("/healthz")[:9])
+                    await asyncio.sleep(1.0)
+                    writer.write(head("/healthz")[9:])
+                    assert (await read_answer(reader))[0] == 200
+                else:
+                    assert await asyncio.wait_for(reader.read(), 5) == b""
+                    assert time.monotonic() - began < 2.3
+
+
 async def test_the_second_request_of_a_connection_has_a_deadline_too(make_house):
     async with make_house(DEADLINE) as house, house.serving() as (_, port), connected(port) as (reader, writer):
         for _ in range(2):

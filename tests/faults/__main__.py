@@ -42,6 +42,10 @@ signatures verify, and rotation has no gap; 12 no input makes a server error or 
 obeys its state machine on both databases; 14 nothing over the limits is accepted; 15 no pickle is ever loaded; 16 keys
 are not to be had from database, logs, traces, answers; 17 slow clients do not stop the door; 18 the dashboard cannot be
 driven from another site, and prompts run no script; 19 upgrades keep data; 20 load leaks nothing.
+
+Closed within, of 17: a client whose request is not whole is closed at `server.receive_timeout_seconds`, 15 s; a reader
+that takes less than 8 KiB a second, as long after its answer began to wait, and one that slows down after it had taken
+enough for a while within twice that.
 """
 
 

@@ -1,6 +1,7 @@
 """What a process of a crew is: a real API, or a real worker with a FakeModel.
 
 `python -P child.py NAME SETTINGS FOLDER DOOR` is one by itself, which has imported no more than a server's would have.
+`python -P child.py worker DEVICE` is a worker as a supervisor starts it.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ def quick_model() -> FakeModel:
     return FakeModel(step_seconds=0.001)
 
 
+def slow_model() -> FakeModel:
+    return FakeModel(step_seconds=0.02)
+
+
 def be(name: str, settings: Settings, folder: Path, door: socket.socket, *, model: Callable[[], FakeModel]) -> NoReturn:
     """Work as `name`, `api` or a worker's, until told to stop; the exit status is a server process's."""
     status = 1
     try:
         random.seed()
         logging.basicConfig(filename=folder / "log", level=logging.INFO, format=LOG_FORMAT, force=True)
-        safelight.app.weights_finder = lambda settings: Path
         status = _serve(settings, door) if name == "api" else _work(settings, name, model)
     except BaseException:
         logging.getLogger(name).exception("died")
@@ -46,6 +50,13 @@ def _serve(settings: Settings, door: socket.socket) -> int:
 
 
 def _work(settings: Settings, name: str, model: Callable[[], FakeModel]) -> int:
+    draw_with(model)
+    asyncio.run(safelight.app.run_worker(settings, name))
+    return 0
+
+
+def draw_with(model: Callable[[], FakeModel]) -> None:
+    """Have workers of this process draw with a model that needs no weights."""
     # The API's process loads neither of these.
     from safelight.engine.host import EngineHost
 
@@ -53,8 +64,7 @@ def _work(settings: Settings, name: str, model: Callable[[], FakeModel]) -> int:
         return EngineHost(settings.engine, load=lambda folder: model())
 
     safelight.app.engine_for = engine_for
-    asyncio.run(safelight.app.run_worker(settings, name))
-    return 0
+    safelight.app.weights_finder = lambda settings: Path
 
 
 def main(name: str, settings: str, folder: str, door: str) -> NoReturn:
@@ -62,4 +72,7 @@ def main(name: str, settings: str, folder: str, door: str) -> NoReturn:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "worker":
+        draw_with(slow_model)
+        sys.exit(safelight.app.main(sys.argv[1:]))
     main(*sys.argv[1:])

@@ -10,10 +10,11 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 import safelight.app
+from safelight import supervisor
 from safelight.api.app import create_app  # noqa: F401 - loaded here, so that no child has to
 from safelight.config import Settings, dump_settings
 from safelight.deployments import Deployment
@@ -145,10 +147,16 @@ class Crew:
         if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
             self.own_deaths.append(f"{name} had ended by itself (status {status})")
 
-    def terminate(self, name: str, *, within: float) -> tuple[int | None, float]:
-        """SIGTERM, and for the API a second one as the supervisor sends it. Exit status (None: killed) and seconds."""
+    def terminate(
+        self, name: str, *, within: float, meanwhile: Callable[[], None] = lambda: None
+    ) -> tuple[int | None, float]:
+        """SIGTERM, and for the API a second one as the supervisor sends it. Exit status (None: killed) and seconds.
+
+        `meanwhile` is called after the first.
+        """
         pid, begun = self.children[name], time.monotonic()
         os.kill(pid, signal.SIGTERM)
+        meanwhile()
         if name == "api":
             time.sleep(0.2)
             os.kill(pid, signal.SIGTERM)
@@ -222,6 +230,45 @@ class FreshCrew(Crew):
         environment = API_ENVIRONMENT if name == "api" else WORKER_ENVIRONMENT
         given = (name, dump_settings(self.settings), str(self.folder), str(self.door.fileno()))
         os.execve(sys.executable, [sys.executable, "-P", child.__file__, *given], {**os.environ, **environment})
+
+
+@dataclass
+class WholeCrew(Crew):
+    """One `serve`: the supervisor of a server, which starts the others. Their model is `child.slow_model`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # The supervisor opens it, at the same address after each start.
+        port = self.door.getsockname()[1]
+        self.door.close()
+        self.settings = self.settings.model_copy(
+            update={"server": self.settings.server.model_copy(update={"port": port})}
+        )
+
+    def start_all(self) -> None:
+        self.start("serve")
+
+    def _be(self, name: str) -> NoReturn:
+        die_with_parent()
+        log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        supervisor.start_child = _start_supervised
+        os._exit(supervisor.Supervisor(self.settings, announce=lambda what: None).serve())
+
+
+def _start_supervised(
+    arguments: Sequence[str], environment: Mapping[str, str], *, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """As the supervisor does, but for the worker's model."""
+    program = ["-P", child.__file__] if arguments[0] == "worker" else ["-m", "safelight.app"]
+    return subprocess.Popen(
+        [sys.executable, *program, *arguments],
+        stdin=subprocess.PIPE,
+        pass_fds=pass_fds,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
 
 
 async def opened(settings: Settings) -> Store:

@@ -19,8 +19,9 @@ from .kills import kill_loop
 from .limits import limits
 from .power import power_cuts
 from .proven import PROOFS
+from .sigterm import sigterm
 from .soak import soak
-from .stops import Hanging, poison, sigterm
+from .stops import Hanging, poison
 from .upgrade import upgrade
 from .walks import walk_both
 

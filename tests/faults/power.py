@@ -1,5 +1,5 @@
-"""Promise 3: what was answered survives power loss. `python -m tests.faults.power FOLDER ANSWERS RUNS`
-is what is cut off."""
+"""Promise 3: what was answered survives power loss, whichever journal SQLite keeps. `python -m tests.faults.power
+JOURNAL FOLDER ANSWERS RUNS` is what is cut off."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import os
 import random
 import sys
 import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,62 +20,96 @@ from sqlalchemy.exc import SQLAlchemyError
 from safelight.errors import SafelightError
 from safelight.keys import Scope
 from safelight.runs import Claim, ImageRecord, NewRun, Outcome, OutputFormat, RunParams, RunStatus
-from safelight.store import Store
+from safelight.store import Store, database
 from safelight.store.sqlite import sqlite3
 
-from .disk import Disk, read_log, record
-from .figures import Figure
+from .disk import Call, Disk, read_log, record
+from .figures import Figure, check
 
 NUM_LANES = 3
+JOURNALS = ("WAL", "TRUNCATE")
+"""The write-ahead log, and the rollback journal of SQLite versions whose log is not sound."""
+
 DONE = Outcome(status=RunStatus.SUCCEEDED, run_time_ms=1.0)
 
 
 def power_cuts(folder: Path, *, num_cuts: int, num_runs: int) -> Figure:
-    """Record a store at work, then cut its power at `num_cuts` moments."""
+    """Half of the cuts for each journal that SQLite may keep."""
+    told, faults = list[str](), list[str]()
+    for journal in JOURNALS:
+        place = folder / journal
+        place.mkdir()
+        with keeping(journal):
+            faults += _cut(place, journal, num_cuts // len(JOURNALS), num_runs, told)
+    figure = f"{'; '.join(told)}: {len(faults)} lost, corrupt or short"
+    return Figure("3", f"simulated power cuts on SQLite {sqlite3.sqlite_version} and the pictures", figure, faults)
+
+
+@contextmanager
+def keeping(journal: str) -> Iterator[None]:
+    """Stores that are opened within keep this journal, whichever SQLite there is: one of them is meant for older
+    ones."""
+    before = database.HAS_SOUND_WAL
+    database.HAS_SOUND_WAL = journal == "WAL"
+    try:
+        yield
+    finally:
+        database.HAS_SOUND_WAL = before
+
+
+def _cut(folder: Path, journal: str, num_cuts: int, num_runs: int, told: list[str]) -> list[str]:
+    """Record a store at work, then cut its power at `num_cuts` moments. What was wrong afterwards."""
     data, log, answers = folder / "data", folder / "calls", folder / "answers"
-    record([sys.executable, "-m", "tests.faults.power", str(data), str(answers), str(num_runs)], log)
+    record([sys.executable, "-m", "tests.faults.power", journal, str(data), str(answers), str(num_runs)], log)
     calls = list(read_log(log))
-    rng = random.Random(7)
-    claimed = [number for number, call in enumerate(calls) if call.data.startswith(b"claimed") and call.name == "write"]
-    # A tenth of them where a claim may not be synced yet: a moment that chance alone hardly meets.
-    moments = sorted(
-        rng.choices(range(len(calls)), k=num_cuts - num_cuts // 10) + rng.choices(claimed, k=num_cuts // 10)
-    )
+    moments = _moments(calls, num_cuts, rng := random.Random(7))
     disk, answered, faults, num_lost_claims = Disk(data), list[list[str]](), list[str](), 0
     for number, call in enumerate(calls):
         disk.take(call)
         if call.paths == (str(answers),) and call.name == "write":
             answered.append(call.data.decode().split())
-        while moments and moments[0] == number:
-            moments.pop(0)
+        for _ in range(moments[number]):
             left = folder / "left"
             disk.cut(rng, left)
-            found = asyncio.run(_look(left, answered))
-            faults += found.faults
+            found = asyncio.run(_look(left, journal, answered))
+            faults += [f"{journal}: {fault}" for fault in found.faults]
             num_lost_claims += found.num_lost_claims
             _remove(left)
-    figure = (
-        f"{num_cuts} cuts in {len(calls)} calls, {len(answered)} answers: {len(faults)} lost, corrupt or short;"
+    # Only what is in a log may wait for its sync: another journal that does may leave the file damaged for good.
+    faults += check(journal == "WAL" or num_lost_claims == 0, f"{journal}: {num_lost_claims} claims forgotten")
+    told.append(
+        f"{num_cuts} cuts with journal {journal} in {len(calls)} calls, {len(answered)} answers,"
         f" {num_lost_claims} claims forgotten and made again"
     )
-    return Figure("3", f"simulated power cuts on SQLite {sqlite3.sqlite_version} and the pictures", figure, faults)
+    return faults
+
+
+def _moments(calls: list[Call], num_cuts: int, rng: random.Random) -> Counter[int]:
+    """After which calls the power goes, and how often. A tenth of them where a claim may not be synced yet: a moment
+    that chance alone hardly meets."""
+    claimed = [number for number, call in enumerate(calls) if call.data.startswith(b"claimed") and call.name == "write"]
+    num_claimed = num_cuts // 10
+    return Counter(rng.choices(range(len(calls)), k=num_cuts - num_claimed) + rng.choices(claimed, k=num_claimed))
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """After one cut. A claim may be forgotten, by design: nobody outside the store relies on it."""
+    """After one cut. A claim that was in a log may be forgotten, by design: nobody outside the store relies on it."""
 
     faults: list[str]
     num_lost_claims: int = 0
 
 
-async def _look(left: Path, answered: list[list[str]]) -> Found:
+async def _look(left: Path, journal: str, answered: list[list[str]]) -> Found:
     """What is wrong with what is left."""
     try:
         async with await Store.open(left) as store:
-            with sqlite3.connect(left / "safelight.db") as database:
-                [(verdict,)] = database.execute("PRAGMA integrity_check")
+            with sqlite3.connect(left / "safelight.db") as connection:
+                verdict, *_ = [text for (text,) in connection.execute("PRAGMA integrity_check")]
+                [(kept,)] = connection.execute("PRAGMA journal_mode")
             faults, num_lost_claims = [] if verdict == "ok" else [f"corrupt: {verdict}"], 0
+            # A rollback journal is a connection's own choice; only the log is the file's.
+            faults += check((kept == "wal") == (journal == "WAL"), f"its journal is {kept}")
             for what, name, *more in answered:
                 if what == "key":
                     await store.keys.authenticate(name)
@@ -167,4 +204,5 @@ async def work(data: Path, answers: Path, num_runs: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(work(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
+    with keeping(sys.argv[1]):
+        asyncio.run(work(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])))

@@ -18,8 +18,9 @@ from .kills import kill_loop
 from .limits import limits
 from .power import power_cuts
 from .proven import read_report
+from .sigterm import sigterm
 from .soak import Sample, slope_per_hour, soak
-from .stops import Hanging, poison, sigterm
+from .stops import Hanging, poison
 from .upgrade import upgrade
 
 SMALL_KILLS = {"num_runs": 40, "num_kills": 5, "num_clients": 6, "num_keys": 4}
@@ -56,7 +57,7 @@ def test_a_run_that_hangs_its_engine_ends_alone(folder: Path) -> None:
 
 
 def test_sigterm_under_load_is_clean(folder: Path) -> None:
-    assert_kept(sigterm(folder, num_times=4))
+    assert_kept(sigterm(folder, num_times=5, refused_within=8))
 
 
 def test_a_full_disk_is_said_and_nothing_is_lost(folder: Path) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import random
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -73,16 +73,17 @@ def start_clients(
     crew: Crew,
     key: str,
     ledger: Ledger,
-    numbers: Callable[[int], Sequence[int]],
+    numbers: Callable[[int], Iterable[int]],
     *,
     num_clients: int,
     webhook: str | None,
+    pause_seconds: float = 0.0,
 ) -> BaseProcess:
     """A process with clients; client n asks for `numbers(n)`, one after the other."""
 
     def ask() -> None:
         die_with_parent()
-        asyncio.run(_clients(crew.url, key, ledger, numbers, num_clients, webhook))
+        asyncio.run(_clients(crew.url, key, ledger, numbers, num_clients, webhook, pause_seconds))
 
     process = FORK.Process(target=ask)
     process.start()
@@ -90,7 +91,13 @@ def start_clients(
 
 
 async def _clients(
-    url: str, key: str, ledger: Ledger, numbers: Callable[[int], Sequence[int]], num_clients: int, webhook: str | None
+    url: str,
+    key: str,
+    ledger: Ledger,
+    numbers: Callable[[int], Iterable[int]],
+    num_clients: int,
+    webhook: str | None,
+    pause_seconds: float,
 ) -> None:
     limits = httpx2.Limits(max_connections=num_clients, max_keepalive_connections=num_clients)
     async with httpx2.AsyncClient(base_url=url, limits=limits, timeout=30, trust_env=False) as client:
@@ -98,6 +105,7 @@ async def _clients(
         async def ask_all(which: int) -> None:
             for number in numbers(which):
                 ledger.note(number, await submit(client, key, number, webhook))
+                await asyncio.sleep(pause_seconds)
 
         await asyncio.gather(*(ask_all(which) for which in range(num_clients)))
 

@@ -24,6 +24,8 @@ from safelight.webhooks.targets import (
 )
 
 from .addresses import DENIED, PUBLIC, UNUSABLE
+from .receiver import receiving
+from .sockets import watching_sockets
 
 
 class RecordingNetwork(httpcore2.AsyncNetworkBackend):
@@ -47,7 +49,10 @@ def resolving_to(*answers: str):
     return resolve
 
 
-async def post(url: str, network: RecordingNetwork, policy: TargetPolicy | None = None, resolve=None):
+async def post(
+    url: str, network: httpcore2.AsyncNetworkBackend | None, policy: TargetPolicy | None = None, resolve=None
+):
+    """`network` None: the product's own, with real sockets."""
     poster = Poster(
         GuardedBackend(policy or TargetPolicy(), resolve=resolve, network=network),
         timeout_seconds=5,
@@ -67,10 +72,10 @@ def test_the_corpus_is_as_large_as_promised() -> None:
 
 @pytest.mark.parametrize("host", DENIED)
 async def test_no_connection_is_opened_to_a_denied_address_in_any_spelling(host: str) -> None:
-    network = RecordingNetwork()
-    # The system's own resolver: it is what turns 0x7f.1 into 127.0.0.1. Names are answered from the hosts file.
-    answer = await post(f"http://{host}:8080/latest/", network)
-    assert network.connected == []
+    with watching_sockets() as connected:
+        # The system's own resolver: it is what turns 0x7f.1 into 127.0.0.1. Names are answered from the hosts file.
+        answer = await post(f"http://{host}:8080/latest/", None)
+    assert connected == []
     assert answer.status_code is None
     assert answer.error
 
@@ -86,11 +91,11 @@ def test_a_denied_address_is_refused_before_anything_is_queued(host: str) -> Non
 
 @pytest.mark.parametrize("url", UNUSABLE)
 async def test_what_is_no_plain_http_url_is_refused_early_and_never_called(url: str) -> None:
-    network = RecordingNetwork()
     with pytest.raises(InvalidFields):
         TargetPolicy().check_url(url)
-    answer = await post(url, network, resolve=resolving_to("8.8.8.8"))
-    assert network.connected == []
+    with watching_sockets() as connected:
+        answer = await post(url, None, resolve=resolving_to("127.0.0.1"))
+    assert connected == []
     assert answer.is_denied
 
 
@@ -116,20 +121,29 @@ async def test_a_name_that_resolves_to_a_denied_address_is_not_called(host: str)
         answers = await resolve_by_system(host.strip("[]"), 80)
     except OSError:
         pytest.skip("this spelling resolves to nothing here")
-    network = RecordingNetwork()
-    answer = await post("http://innocent.example/", network, resolve=resolving_to(*answers))
-    assert network.connected == []
+    with watching_sockets() as connected:
+        answer = await post("http://innocent.example/", None, resolve=resolving_to(*answers))
+    assert connected == []
     assert answer.is_denied
 
 
 async def test_one_denied_answer_among_public_ones_denies_the_name() -> None:
     for answers in itertools.permutations(["8.8.8.8", "10.0.0.1", "1.1.1.1"]):
-        network = RecordingNetwork()
-        answer = await post("http://half.example/", network, resolve=resolving_to(*answers))
-        assert network.connected == []
+        with watching_sockets() as connected:
+            answer = await post("http://half.example/", None, resolve=resolving_to(*answers))
+        assert connected == []
         assert answer.is_denied
         assert "10.0.0.0/8" in (answer.error or "")
         assert "10.0.0.1" not in (answer.error or "")
+
+
+async def test_a_connection_that_is_made_is_seen_at_the_socket() -> None:
+    loopback = TargetPolicy([ip_network("127.0.0.0/8")])
+    async with receiving() as receiver:
+        with watching_sockets() as connected:
+            assert (await post(receiver.url, None, loopback)).is_success
+        assert (await post(receiver.url, None, loopback)).is_success
+    assert connected == ["127.0.0.1"]
 
 
 NUM_FLIPS = 1002
@@ -138,7 +152,8 @@ NUM_FLIPS = 1002
 async def test_a_resolver_that_flips_never_gets_a_connection_to_the_denied_address(
     record_property: Callable[[str, object], None],
 ) -> None:
-    answers = itertools.cycle([["93.184.215.14"], ["127.0.0.1"], ["169.254.169.254"]])
+    # The first is allowed, so that connections are really made, without a network; the others are not.
+    answers = itertools.cycle([["127.0.0.1"], ["127.0.0.2"], ["169.254.169.254"]])
     num_lookups = 0
 
     async def flip(host: str, port: int) -> Sequence[str]:
@@ -146,18 +161,19 @@ async def test_a_resolver_that_flips_never_gets_a_connection_to_the_denied_addre
         num_lookups += 1
         return next(answers)
 
-    network = RecordingNetwork()
-    guarded = GuardedBackend(TargetPolicy(), resolve=flip, network=network)
+    guarded = GuardedBackend(TargetPolicy([ip_network("127.0.0.1/32")]), resolve=flip)
     num_denied = 0
-    for _ in range(NUM_FLIPS):
-        try:
-            await guarded.connect_tcp("flip.example", 80)
-        except DeniedTarget:
-            num_denied += 1
+    async with receiving() as receiver:
+        with watching_sockets() as connected:
+            for _ in range(NUM_FLIPS):
+                try:
+                    await (await guarded.connect_tcp("flip.example", receiver.port)).aclose()
+                except DeniedTarget:
+                    num_denied += 1
     record_property("lookups", num_lookups)
     assert num_lookups == NUM_FLIPS  # once per connection: what was checked is what is connected to
-    assert set(network.connected) == {"93.184.215.14"}
-    assert len(network.connected) + num_denied == NUM_FLIPS
+    assert set(connected) == {"127.0.0.1"}
+    assert len(connected) + num_denied == NUM_FLIPS
     assert num_denied == 2 * NUM_FLIPS // 3
 
 

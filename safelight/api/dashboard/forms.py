@@ -3,7 +3,6 @@ for each mistake."""
 
 from __future__ import annotations
 
-import asyncio
 import math
 from dataclasses import fields, replace
 from enum import StrEnum
@@ -13,8 +12,9 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 
 from safelight.api.params import shorten
+from safelight.api.receiving import arriving
 from safelight.deployments import Defaults, Limits
-from safelight.errors import BodyTooLarge, FieldError, InvalidFields, ReceiveTimeout, UnsupportedMediaType
+from safelight.errors import BodyTooLarge, FieldError, InvalidFields, UnsupportedMediaType
 from safelight.keys import Allowance
 
 MAX_FORM_BYTES = 256 * 1024
@@ -56,11 +56,8 @@ async def read_form(request: Request, *, timeout_seconds: float) -> Form:
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if declared != "application/x-www-form-urlencoded":
         raise UnsupportedMediaType("the dashboard takes forms only")
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            body = await _collect(request)
-    except TimeoutError as error:
-        raise ReceiveTimeout(f"the form did not arrive within {timeout_seconds:g} s") from error
+    async with arriving(request, timeout_seconds):
+        body = await _collect(request)
     try:
         pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict")
     except ValueError as error:
