@@ -44,6 +44,10 @@ PICTURE_MIX: Mix = {
 WHOLE_SHARE = 0.35
 """Of the decoder's steps, how many draw the picture at its full size."""
 
+LATER_RATE = 1 / 3
+"""Of the full learning rates, for an autoencoder that goes on from trained weights: at the full ones its colours go
+astray within minutes."""
+
 ECHO_SHARE = 0.65
 """Of the decoder's steps, how many are given echoes; the others have true latents."""
 
@@ -116,7 +120,9 @@ def train_encoder(folder: Path, budget: Budget) -> AutoencoderKL:
 
 def _autoencoder_trainer(name: str, modules: dict[str, nn.Module], folder: Path, budget: Budget) -> Trainer:
     optimizers = make_optimizers(modules, muon_rate=0.006, adam_rate=1e-3, kernel_rate=6e-5, weight_decay=1.0)
-    trainer = Trainer(name, modules, optimizers, folder=folder, budget=budget, seed=1, decay_from=0.25)
+    trainer = Trainer(
+        name, modules, optimizers, folder=folder, budget=budget, seed=1, decay_from=0.25, later_rate=LATER_RATE
+    )
     trainer.resume()
     return trainer
 

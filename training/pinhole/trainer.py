@@ -43,6 +43,8 @@ class Clock:
     steps: int = 0
     pictures: int = 0
     seconds: float = 0.0
+    rate: float = 1.0
+    """Share of the full learning rates, on top of where in the budget a step is."""
     news: dict[str, float] = field(default_factory=dict)
 
 
@@ -73,12 +75,14 @@ class Trainer:
         averaged: dict[str, nn.Module] | None = None,
         average_decay: float = 0.999,
         decay_from: float = 0.5,
+        later_rate: float = 1.0,
         checkpoint_seconds: float = 120,
     ) -> None:
         self.name, self.modules, self.optimizers, self.budget = name, modules, optimizers, budget
         self.path, self.seed, self.clock = folder / f"{name}.pt", seed, Clock()
         self.averaged, self.average_decay = averaged or {}, average_decay
         self.decay_from, self.checkpoint_seconds = decay_from, checkpoint_seconds
+        self.later_rate = later_rate
         self._full_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
     @property
@@ -90,7 +94,8 @@ class Trainer:
         return self.budget.progress(seconds=self.clock.seconds, steps=self.clock.steps)
 
     def resume(self) -> None:
-        """From this stage's checkpoint, if there is one; from one that is weights alone, with the clock at nothing."""
+        """From this stage's checkpoint, if there is one; from one that is weights alone, with the clock at nothing and
+        at `later_rate` of the learning rates."""
         if not self.path.exists():
             return
         saved = torch.load(self.path, map_location="cpu", weights_only=False)
@@ -101,6 +106,8 @@ class Trainer:
             for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
             self.clock = saved["clock"]
+        else:
+            self.clock.rate = self.later_rate
 
     def checkpoint(self) -> None:
         save_atomically(
@@ -138,7 +145,7 @@ class Trainer:
         self.checkpoint()
 
     def _step(self, step: Step) -> None:
-        share = rate_at(self.progress, decay_from=self.decay_from)
+        share = self.clock.rate * rate_at(self.progress, decay_from=self.decay_from)
         for optimizer, rates in zip(self.optimizers, self._full_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * share
