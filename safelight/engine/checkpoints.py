@@ -35,10 +35,12 @@ class ImageState:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """The images of a run that have begun. `table` tells the step table they were on."""
+    """The images of a run that have begun. `table` tells the step table they were on; `spent` the seconds of engine
+    passes and of the device that the run had cost."""
 
     table: bytes
     images: tuple[ImageState, ...]
+    spent: tuple[float, float] = (0.0, 0.0)
 
     def take_up(self, task: ImageTask) -> None:
         """Put `task` where its image was, if that is the same way; else it begins at the beginning."""
@@ -49,6 +51,7 @@ class Checkpoint:
         if self.table != digest_of(task.table) or shapes != {task.key.latent_shape} or state.cursor > len(task.table):
             log.warning("a checkpoint of another version is not used", extra={"run_id": task.run.run_id})
             return
+        task.run.run_time, task.run.device_time = self.spent
         device = task.run.model.device
         task.cursor = state.cursor
         task.latent = torch.tensor(state.latent, device=device)
@@ -64,6 +67,7 @@ class Snapshot:
     def __init__(self, tasks: Sequence[ImageTask]) -> None:
         begun = [(task, [task.latent, *task.remembered]) for task in tasks if task.latent is not None]
         self._table = digest_of(tasks[0].table)
+        self._spent = tasks[0].run.run_time, tasks[0].run.device_time
         self._places = [(task.index, task.cursor, len(latents)) for task, latents in begun]
         self._copy = HostCopy([latent for _, latents in begun for latent in latents])
 
@@ -78,7 +82,7 @@ class Snapshot:
         for index, cursor, num_latents in self._places:
             latent, *remembered = islice(arrays, num_latents)
             states.append(ImageState(index, cursor, latent, tuple(remembered)))
-        return Checkpoint(self._table, tuple(states))
+        return Checkpoint(self._table, tuple(states), self._spent)
 
 
 def pack(checkpoint: Checkpoint) -> bytes:
@@ -87,6 +91,7 @@ def pack(checkpoint: Checkpoint) -> bytes:
     arrays: dict[str, NDArray[np.generic]] = {
         "table": np.frombuffer(checkpoint.table, np.uint8),
         "images": np.array(places, np.int64).reshape(-1, 3),
+        "spent": np.array(checkpoint.spent, np.float64),
     }
     for image in checkpoint.images:
         for ago, latent in enumerate((image.latent, *image.remembered)):
@@ -102,7 +107,8 @@ def unpack(data: bytes) -> Checkpoint | None:
             ImageState(index, cursor, arrays[f"{index}.0"], tuple(arrays[f"{index}.{1 + ago}"] for ago in range(depth)))
             for index, cursor, depth in arrays["images"].tolist()
         ]
-        return Checkpoint(arrays["table"].tobytes(), tuple(states))
+        run_time, device_time = arrays["spent"].tolist() if "spent" in arrays else (0.0, 0.0)
+        return Checkpoint(arrays["table"].tobytes(), tuple(states), (run_time, device_time))
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         log.warning("a checkpoint cannot be read", extra={"reason": repr(error)})
         return None

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from safelight.engine.checkpoints import Checkpoint, pack, unpack
 from safelight.engine.engine import Engine
@@ -79,6 +80,21 @@ def test_a_checkpoint_that_finds_no_memory_leaves_nothing_of_its_run_behind(monk
         engine.submit(replace(assign("r", CAT), checkpoint=checkpoint))
     assert not engine.has_work
     assert isinstance(draw(engine, assign("r", CAT))[-1], AssignmentDone)
+
+
+def test_what_a_run_had_cost_before_counts_with_what_it_costs_now() -> None:
+    checkpoint = through_bytes(taken(draw(make_engine(), assign("r", CAT)))[-1])
+    done = draw(make_engine(), replace(assign("r", CAT), checkpoint=checkpoint))[-1]
+    assert isinstance(done, AssignmentDone)
+    run_time, device_time = checkpoint.spent
+    assert 0 < 1000 * run_time < done.run_time_ms and 0 < 1000 * device_time < done.device_ms
+
+
+def test_a_checkpoint_of_before_times_were_kept_is_read() -> None:
+    arrays = safetensors.numpy.load(pack(taken(draw(make_engine(), assign("r", CAT)))[0]))
+    del arrays["spent"]
+    checkpoint = unpack(safetensors.numpy.save(arrays))
+    assert checkpoint is not None and checkpoint.spent == (0.0, 0.0)
 
 
 def test_progress_goes_on_where_it_was() -> None:
