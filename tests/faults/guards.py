@@ -41,6 +41,14 @@ GUARDS = (
         "tests/store/test_claims.py",
     ),
     Guard(
+        "1",
+        "the taking back of runs whose worker is gone",
+        "safelight/store/claims.py",
+        'lost = connection.execute(LOST, {"this_worker": worker_id}).all()',
+        "lost = list[sa.Row[Any]]()",
+        "tests/faults/test_faults.py::test_kills_lose_and_double_nothing_on_sqlite",
+    ),
+    Guard(
         "2",
         "the one id of all tries",
         "safelight/webhooks/deliverer.py",
