@@ -139,7 +139,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "full-disk": Experiment("6", _full_disk, "sqlite"),
     "hostile": Experiment("10", lambda f, size: [hostile_endpoints(f, num_good=size.of(1_000, 50))], "sqlite"),
     "rotation": Experiment("11", lambda f, size: [rotation(f, num_deliveries=size.of(1_000, 60))], "sqlite"),
-    "limits": Experiment("14", lambda f, size: [limits(num_bodies=size.of(3_000, 100))]),
+    "limits": Experiment("14", lambda f, size: [limits(f, num_bodies=size.of(3_000, 100))], "sqlite"),
     **{
         f"proof-{promise}": Experiment(promise, lambda f, size, proof=proof: [proof.carry_out()])
         for promise, proof in PROOFS.items()

@@ -144,7 +144,7 @@ GUARDS = (
         "def find_wrong(asked: NewParams, params: RunParams, deployment: Deployment) -> tuple[FieldError, ...]:\n"
         "    return ()\n\n\n"
         "def _unused(asked: NewParams, params: RunParams, deployment: Deployment) -> tuple[FieldError, ...]:\n",
-        "tests/api/test_native.py",
+        "tests/faults/test_faults.py::test_nothing_over_the_limits_is_accepted",
     ),
     Guard(
         "15",
