@@ -129,6 +129,14 @@ GUARDS = (
         "tests/api/test_native.py::test_deep_nesting_is_malformed",
     ),
     Guard(
+        "12",
+        "the look whether an event of a form is one",
+        "safelight/api/dashboard/routes/endpoints.py",
+        'for end in form.all("event") if end in ENDS],',
+        'for end in form.all("event")],',
+        "tests/fuzz/test_door.py",
+    ),
+    Guard(
         "13",
         "the count of attempts of a run that is queued again",
         "safelight/store/claims.py",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from safelight.api import Service, build_desk, create_app
+from safelight.api import Service, build_desk, create_app, make_server
 from safelight.api.metering import Meter
 from safelight.app import open_store
 from safelight.config import ServerSettings, Settings
@@ -30,6 +30,7 @@ class Door:
 
     settings: Settings
     store: Store
+    deployments: Sequence[Deployment]
     service: Service
     app: FastAPI
     key: str
@@ -52,7 +53,7 @@ async def opened(
         policy = TargetPolicy(settings.webhooks.allowed_networks)
         service = Service(store, settings.server, check_webhook=policy.check_url)
         app = create_app(service, settings.server, desk=build_desk(store, service, settings), meter=meter)
-        yield Door(settings, store, service, app, key)
+        yield Door(settings, store, deployments, service, app, key)
 
 
 @contextlib.asynccontextmanager
@@ -69,3 +70,17 @@ async def working(settings: Settings) -> AsyncIterator[FakeModel]:
             worker.stop()
             await task
             await engine.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(door: Door) -> AsyncIterator[str]:
+    """The door on loopback; its address."""
+    server = make_server(door.app, door.service, door.settings.server)
+    task = asyncio.create_task(server._serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await asyncio.wait_for(task, 10)
