@@ -177,13 +177,17 @@ CATALOG: Catalog = {
 """What the package itself knows; an operator's file adds to it."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MAX_HUB_ID = 96
+"""The hub's own limit; what is longer is no repository, and may be too long for a file's name."""
+
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _UNFIT = re.compile(r"[^a-z0-9]+")
 
 
 def is_hub_id(model: str) -> bool:
     """Whether `model` reads like owner/name, and is no path on this machine."""
-    return _HUB_ID.fullmatch(model) is not None and not Path(model).exists()
+    is_name = len(model) <= _MAX_HUB_ID and _HUB_ID.fullmatch(model) is not None
+    return is_name and not Path(model).exists()
 
 
 def check_model(model: str, *, catalog: Catalog = CATALOG, hf_home: Path | None = None) -> None:

@@ -83,16 +83,24 @@ def family_of(header: Header) -> Family:
 def check_model_path(path: Path) -> None:
     """Raises ModelError unless `path` is a folder in diffusers' layout, its files whole, or a checkpoint file of a
     known family that a tokenizer is to be had for."""
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing; name a checkpoint file or a folder that is there") from error
+    except (OSError, ValueError) as error:
+        # Names that are too long, folders that may not be entered, and a NUL that no path can hold.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(
+            f"{path} cannot be read: {reason}; name a checkpoint file or a folder that is there"
+        ) from error
     if path.is_dir():
         index = path / "model_index.json"
         if not index.is_file():
             raise ModelError(f"{path} holds no diffusers model (model_index.json is missing)")
         check_folder(path)
-    elif path.exists():
+    else:
         family_of(read_header(path))
         find_tokenizer(path)
-    else:
-        raise ModelError(f"{path} is missing; name a checkpoint file or a folder that is there")
 
 
 def context_width(path: Path) -> int | None:

@@ -258,16 +258,21 @@ def assert_refused_or_within(body, limits) -> bool:
         error.message.encode()
     if errors:
         return False
+    assert_within(params, limits)
+    return True
+
+
+def assert_within(params: RunParams, limits: Limits) -> None:
+    """Nothing of `params` is over a limit, and all of it is of its type."""
     assert type(params.height) is int and 64 <= params.height <= limits.max_side and params.height % 8 == 0
     assert type(params.width) is int and 64 <= params.width <= limits.max_side and params.width % 8 == 0
     assert params.height * params.width <= limits.max_pixels
     assert type(params.num_inference_steps) is int and 1 <= params.num_inference_steps <= limits.max_steps
-    assert type(params.num_images_per_prompt) is int and 1 <= params.num_images_per_prompt <= 8
-    assert math.isfinite(params.guidance_scale) and 0 <= params.guidance_scale <= 50
+    assert type(params.num_images_per_prompt) is int and 1 <= params.num_images_per_prompt <= limits.max_images
+    assert math.isfinite(params.guidance_scale) and 0 <= params.guidance_scale <= limits.max_guidance_scale
     assert 0 <= params.seeds[0] <= params.seeds[-1] <= MAX_SEED
-    assert len(params.prompt) <= 4000
+    assert len(params.prompt) <= limits.max_prompt_chars
     (params.prompt + params.negative_prompt).encode()
-    return True
 
 
 def test_the_answer_has_seeds_and_warnings_that_fit_a_header():

@@ -46,12 +46,14 @@ class Worker:
 
     store: Store
     step_seconds: float = 0.01
+    desk: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def work(self) -> None:
         with self.store.notifications.listen("queue") as listener:
             while True:
-                for claim in await self.store.runs.claim("test", limit=1, lease_seconds=60):
-                    await self._draw(claim)
+                async with self.desk:
+                    for claim in await self.store.runs.claim("test", limit=1, lease_seconds=60):
+                        await self._draw(claim)
                 await listener.wait(0.1)
 
     async def _draw(self, claim: Claim) -> None:
@@ -166,6 +168,15 @@ class Site:
     def call(self, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
         """Do something with the store, on the server's loop."""
         return asyncio.run_coroutine_threadsafe(work(self.store), self.loop).result(20)
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """What is queued stays queued meanwhile."""
+        self.call(lambda store: self.worker.desk.acquire())
+        try:
+            yield
+        finally:
+            self.loop.call_soon_threadsafe(self.worker.desk.release)
 
     def session(self) -> str:
         """A cookie of an administrator, as signing in gives it."""

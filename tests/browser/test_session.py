@@ -8,17 +8,20 @@ import math
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx2
 import pytest
 import sqlalchemy as sa
 from PIL import Image
 
+from safelight.deployments import Deployment
 from safelight.keys import Scope
+from safelight.runs import EndpointStatus, Outcome, RunError, RunStatus
 from safelight.store import Store
-from safelight.store.schema import keys
+from safelight.store.schema import keys, metadata
 
-from .site import Site
+from .site import Receiver, Site
 
 SIGN_IN = "/dashboard/sign-in"
 
@@ -148,6 +151,8 @@ def test_keys_with_an_end_that_no_calendar_has_are_listed(site: Site, signed_in:
     assert page.text.count("31 Dec 9999, 23:59:59 UTC") == 2
 
 
+Write = tuple[str, dict[str, str], str | None]
+
 FOREIGN = (
     {},
     {"Origin": "null"},
@@ -163,54 +168,67 @@ FOREIGN = (
     {"Sec-Fetch-Site": "nonsense", "Origin": "SELF"},
     {"Referer": "SELF"},
 )
-WRITES = (
-    ("/dashboard/keys", {"name": "stolen", "scope": "admin"}),
-    ("/dashboard/playground", {"deployment": "pinhole", "prompt": "stolen"}),
-    ("/dashboard/models", {"model": "pinhole", "name": "stolen"}),
-    ("/dashboard/deployments/pinhole/undeploy", {}),
-    ("/dashboard/deployments/pinhole/settings", {"width": "64"}),
-    ("/dashboard/deployments/pinhole/activate", {"version": "1"}),
-    ("/dashboard/keys/{key}/limits", {"images_per_day": "1"}),
-    ("/dashboard/keys/{key}/revoke", {}),
-    ("/dashboard/keys/{key}/rotate", {}),
-    ("/dashboard/runs/{run}/cancel", {}),
-    ("/dashboard/runs/{run}/replay", {}),
-    ("/dashboard/runs/{run}/delete", {}),
-    ("/dashboard/webhooks/secret", {"project": "default"}),
-    ("/dashboard/webhooks/secret/rotate", {"project": "default", "overlap": "0"}),
-    ("/dashboard/webhooks/{run}/resend", {}),
-    ("/dashboard/webhooks/endpoints", {"url": "http://127.0.0.1:9/", "event": "succeeded"}),
-    ("/dashboard/webhooks/endpoints/{run}/status", {"status": "disabled"}),
-    ("/dashboard/webhooks/endpoints/{run}/rotate", {}),
-    ("/dashboard/webhooks/endpoints/{run}/resend", {}),
-    ("/dashboard/webhooks/endpoints/{run}/remove", {}),
-    ("/dashboard/settings/doctor", {}),
-    ("/dashboard/sign-in", {"key": "{secret}"}),
-    ("/dashboard/sign-out", {}),
+WRITES: tuple[Write, ...] = (
+    ("/dashboard/keys", {"name": "stolen", "scope": "admin"}, "keys"),
+    ("/dashboard/playground", {"deployment": "pinhole", "prompt": "stolen"}, "runs"),
+    ("/dashboard/models", {"model": "pinhole", "name": "stolen"}, "deployments"),
+    ("/dashboard/deployments/pinhole/settings", {"width": "64"}, "deployments"),
+    ("/dashboard/deployments/pinhole/activate", {"version": "1"}, "deployments"),
+    ("/dashboard/keys/{key}/limits", {"images_per_day": "1"}, "keys"),
+    ("/dashboard/keys/{key}/rotate", {"overlap": "24"}, "keys"),
+    ("/dashboard/keys/{key}/revoke", {}, "keys"),
+    ("/dashboard/runs/{waiting}/cancel", {}, "runs"),
+    ("/dashboard/runs/{run}/replay", {}, "runs"),
+    ("/dashboard/webhooks/secret", {"project": "default"}, None),
+    ("/dashboard/webhooks/secret/rotate", {"project": "default", "overlap": "0"}, "project_secrets"),
+    ("/dashboard/webhooks/{delivery}/resend", {"back": "run"}, "deliveries"),
+    ("/dashboard/webhooks/endpoints", {"url": "http://127.0.0.1:9/", "event": "succeeded"}, "webhook_endpoints"),
+    ("/dashboard/webhooks/endpoints/{endpoint}/resend", {"hours": "24"}, "deliveries"),
+    ("/dashboard/webhooks/endpoints/{endpoint}/rotate", {"overlap": "24"}, "webhook_endpoints"),
+    ("/dashboard/webhooks/endpoints/{endpoint}/status", {"status": "disabled"}, "webhook_endpoints"),
+    ("/dashboard/webhooks/endpoints/{endpoint}/remove", {}, "webhook_endpoints"),
+    ("/dashboard/runs/{run}/delete", {}, "runs"),
+    ("/dashboard/deployments/pinhole/undeploy", {}, "deployments"),
+    ("/dashboard/settings/doctor", {}, None),
+    ("/dashboard/sign-in", {"key": "{secret}"}, None),
+    ("/dashboard/sign-in", {"token": "{link}"}, "sign-in links"),
+    ("/dashboard/sign-out", {}, None),
 )
+"""Every write with a form that it takes, and what it changes, in an order in which each finds something to change."""
 
 
 def test_no_write_is_taken_from_another_site(
-    site: Site, signed_in: httpx2.Client, record_property: Callable[[str, object], None]
+    site: Site, signed_in: httpx2.Client, receiver: Receiver, record_property: Callable[[str, object], None]
 ) -> None:
-    run = site.drawn("kept")
-    before = _state(site)
-    places = {"run": run, "key": before[1][0][0], "secret": site.key}
-    with client_of(site, Cookie=f"safelight={signed_in.cookies['safelight']}") as client:
-        for (path, form), foreign in itertools.product(WRITES, FOREIGN):
-            headers = {name: site.url if value == "SELF" else value for name, value in foreign.items()}
-            filled = {name: value.format(**places) for name, value in form.items()}
-            answer = client.post(path.format(**places), data=filled, headers=headers)
-            assert answer.status_code == 403, (path, foreign, answer.status_code)
-            assert "set-cookie" not in answer.headers
-    record_property("foreign_writes", len(WRITES) * len(FOREIGN))
-    assert _state(site) == before
+    with site.resting():
+        places = _furnish(site, receiver)
+        before = _state(site)
+        with client_of(site, Cookie=f"safelight={signed_in.cookies['safelight']}") as client:
+            for write, foreign in itertools.product(WRITES, FOREIGN):
+                headers = {name: site.url if value == "SELF" else value for name, value in foreign.items()}
+                answer = _send(client, write, places, headers)
+                assert answer.status_code == 403, (write, foreign, answer.status_code)
+                assert "set-cookie" not in answer.headers
+        record_property("foreign_writes", len(WRITES) * len(FOREIGN))
+        assert _state(site) == before
+
+
+def test_the_same_writes_from_our_own_pages_change_what_they_say(tmp_path: Path, receiver: Receiver) -> None:
+    with Site(tmp_path / "data") as site, client_of(site, Origin=site.url) as client, site.resting():
+        client.post(SIGN_IN, data={"key": site.key})
+        places = _furnish(site, receiver)
+        for write in WRITES:
+            path, _, changes = write
+            before = _settled(site)
+            answer = _send(client, write, places, {})
+            assert answer.status_code in (200, 303), (path, answer.status_code)
+            assert changes is None or before[changes] != _state(site)[changes], path
 
 
 def test_the_list_of_writes_is_whole(site: Site) -> None:
     from safelight.api.dashboard import dashboard_router
 
-    known = {re.sub(r"\{[^}]+\}", "*", path.replace("pinhole", "{name}")) for path, _ in WRITES}
+    known = {re.sub(r"\{[^}]+\}", "*", path.replace("pinhole", "{name}")) for path, _, _ in WRITES}
     found = {
         re.sub(r"\{[^}]+\}", "*", route.path)
         for route in dashboard_router().routes
@@ -259,20 +277,57 @@ def test_sign_in_needs_https_or_this_machine(site: Site) -> None:
     assert not any(can_keep_secrets(URL(url)) for url in ("http://pictures.example/", "http://192.168.1.5:8000/"))
 
 
-def _state(site: Site) -> tuple[object, ...]:
-    """What a write could have changed."""
+def _furnish(site: Site, receiver: Receiver) -> dict[str, str]:
+    """Something for every write to change, while the worker rests: a run that waits, one that has ended, two
+    deliveries that can be sent again, a version before the one that is served."""
 
-    async def look(store: object) -> tuple[object, ...]:
-        runs, _ = await site.store.runs.list(limit=1000)
-        keys = await site.store.keys.list()
-        deployments = await site.store.deployments.list()
-        return (
-            [(run.id, run.status) for run in runs],
-            [(key.id, key.revoked_at, key.expires_at, key.name) for key in keys],
-            [(each.name, each.version) for each in deployments],
-        )
+    async def furnish(store: Store) -> dict[str, str]:
+        await store.deployments.deploy(Deployment(name="pinhole", version=0, model="pinhole"))
+        key, _ = await store.keys.create("kept", scopes=frozenset({Scope.READ}))
+        endpoint, _ = await store.webhook_endpoints.create(receiver.url)
+        await store.webhook_endpoints.update(endpoint.id, status=EndpointStatus.DISABLED)
+        ended = Outcome(status=RunStatus.FAILED, run_time_ms=1.0, error=RunError("engine_error", "kept"))
+        for claim in await store.runs.claim("test", limit=2, lease_seconds=60):
+            await store.runs.finish(claim, ended)
+        await store.webhook_endpoints.update(endpoint.id, status=EndpointStatus.ENABLED)
+        [delivery] = await store.deliveries.list(run_id=run)
+        return {"key": key.id, "endpoint": endpoint.id, "delivery": delivery.id}
 
-    return site.call(look)
+    run, _ = site.submit("kept"), site.submit("told")
+    found = site.call(furnish)
+    return found | {"run": run, "waiting": site.submit("waits"), "secret": site.key, "link": site.link}
+
+
+def _send(client: httpx2.Client, write: Write, places: dict[str, str], headers: dict[str, str]) -> httpx2.Response:
+    path, form, _ = write
+    filled = {name: value.format(**places) for name, value in form.items()}
+    return client.post(path.format(**places), data=filled, headers=headers)
+
+
+def _state(site: Site) -> dict[str, list[object]]:
+    """What a write could have changed: every row there is, but for when keys were used last, and the links that sign
+    in."""
+
+    def read(connection: sa.Connection) -> dict[str, list[object]]:
+        return {
+            table.name: [
+                tuple(row) for row in connection.execute(sa.select(*columns).order_by(*table.primary_key.columns))
+            ]
+            for table in metadata.sorted_tables
+            if (columns := [column for column in table.columns if column is not keys.c.last_used_at])
+        }
+
+    async def look(store: Store) -> dict[str, list[object]]:
+        return await store._database.read(read)
+
+    return site.call(look) | {"sign-in links": sorted(path.name for path in (site.data / "sign-in").iterdir())}
+
+
+def _settled(site: Site) -> dict[str, list[object]]:
+    """The same once nothing is on its way, so that what changes next is a write's doing."""
+    while "pending" in str((state := _state(site))["deliveries"]):
+        time.sleep(0.02)
+    return state
 
 
 def test_a_small_picture_is_made_once_and_goes_with_its_run(site: Site, signed_in: httpx2.Client) -> None:

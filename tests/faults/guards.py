@@ -137,6 +137,14 @@ GUARDS = (
         "tests/fuzz/test_door.py",
     ),
     Guard(
+        "12",
+        "the look whether an event of a form is one",
+        "safelight/api/dashboard/routes/endpoints.py",
+        'for end in form.all("event") if end in ENDS],',
+        'for end in form.all("event")],',
+        "tests/fuzz/test_door.py",
+    ),
+    Guard(
         "13",
         "the forgiving of an attempt that a stop cut short",
         "safelight/store/claims.py",

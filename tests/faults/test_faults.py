@@ -87,8 +87,8 @@ def test_a_rotated_secret_has_no_gap(folder: Path) -> None:
     assert_kept(rotation(folder, num_deliveries=30))
 
 
-def test_nothing_over_the_limits_is_accepted() -> None:
-    assert_kept(limits(num_bodies=300))
+def test_nothing_over_the_limits_is_accepted(folder: Path) -> None:
+    assert_kept(limits(folder, num_bodies=300))
 
 
 def test_every_schema_there_was_is_brought_up_to_date(folder: Path) -> None:

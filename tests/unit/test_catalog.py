@@ -92,6 +92,14 @@ def snapshot(hf_home: Path, commit: str, *, files: tuple[str, ...] = (UNET,)) ->
     return folder
 
 
+@pytest.mark.parametrize("model", ["é" * 200, "/" + "x" * 300, "a/" + "x" * 300, "/x\0y", "x\0y", "/dev/null/x"])
+def test_what_no_path_can_be_is_no_model(model: str) -> None:
+    with pytest.raises(InvalidFields, match="neither an identifier"):
+        check_model(model)
+    with pytest.raises(ModelError, match="named by the deployment"):
+        find_weights(model, folders={})
+
+
 def test_of_a_revision_exactly_that_snapshot_is_taken(tmp_path: Path) -> None:
     old, new = snapshot(tmp_path, OLD), snapshot(tmp_path, NEW)
     pinned = {"ours": replace(hub_entry("our/model"), hub=(HubSource("our/model", NEW),))}
