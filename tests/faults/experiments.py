@@ -87,6 +87,9 @@ def _fuzz(folder: Path, size: Size) -> list[Figure]:
     faults = check(found.exit_status == 0, found.output[-500:])
     faults += check(found.num_server_errors == 0, f"{found.num_server_errors} server errors")
     faults += check(found.num_requests >= 5_000 or size.share < 1, "fewer than 5,000 requests")
+    unseen = [route for route, statuses in found.pages.items() if statuses.total() == 0]
+    faults += check(not unseen, f"{unseen} of the dashboard were never asked")
+    faults += check(found.num_drawn > 0, "nothing that was asked for was drawn")
     done = "schemathesis, all phases, and forms made up for the dashboard, over a real socket; a real worker behind it"
     return [Figure("12", done, found.figure, faults)]
 
