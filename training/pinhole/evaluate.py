@@ -6,11 +6,14 @@ praise a wrong one, there is nothing to measure and this refuses.
 
 import argparse
 import datetime
+import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +65,20 @@ def _draw_questions(each: int, seed: int) -> list[Question]:
     return draw_questions(kinds, seed) + riding_questions(each // 2, seed)
 
 
+@cache
+def _readers() -> ProcessPoolExecutor:
+    """Reading takes longer than drawing; it is done on every core."""
+    return ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))
+
+
+def read_all(pictures: Sequence[np.ndarray]) -> list[Reading]:
+    """What the judge sees in each picture."""
+    return list(_readers().map(read, pictures, chunksize=4))
+
+
 def check_judge(questions: Sequence[Question], width: int, height: int) -> tuple[dict[str, float], dict[str, float]]:
     """Ceiling and shuffled control. Raises JudgeError below a ceiling of 0.95."""
-    readings = [read(render(question.scene, width, height)) for question in questions]
+    readings = read_all([render(question.scene, width, height) for question in questions])
     ceiling = {measure: share for measure, (share, _) in score(questions, readings).items()}
     control = {measure: share for measure, (share, _) in score(questions, shuffled(questions, readings)).items()}
     low = {measure: share for measure, share in ceiling.items() if share < LOWEST_CEILING}
@@ -78,7 +92,7 @@ def measure_sizes(pipeline: StableDiffusionPipeline, questions: Sequence[Questio
     scores = {}
     for width, height in ((256, 256), (384, 384), (512, 512), (512, 768)):
         pictures = ask(pipeline, questions, Request(width, height))
-        found = score(questions, [read(picture) for picture in pictures])
+        found = score(questions, read_all(pictures))
         scores[f"{width} x {height}"] = {measure: share for measure, (share, _) in found.items()}
     return scores
 
@@ -87,7 +101,7 @@ def measure_guidance(pipeline: StableDiffusionPipeline, questions: Sequence[Ques
     """Share of everything right at each guidance."""
     shares = {}
     for guidance in (1.0, 3.0, 7.5, 12.0):
-        found = score(questions, [read(picture) for picture in ask(pipeline, questions, Request(guidance=guidance))])
+        found = score(questions, read_all(ask(pipeline, questions, Request(guidance=guidance))))
         right = sum(share * count for share, count in found.values())
         shares[guidance] = right / sum(count for _, count in found.values())
     return shares
@@ -98,7 +112,7 @@ def measure_negatives(pipeline: StableDiffusionPipeline, count: int) -> dict[str
 
     def look(prompt: str, negative: str, first_seed: int) -> list[Reading]:
         seeds = range(first_seed, first_seed + count)
-        return [read(each) for each in generate(pipeline, [prompt] * count, seeds, Request(negative_prompt=negative))]
+        return read_all(generate(pipeline, [prompt] * count, seeds, Request(negative_prompt=negative)))
 
     found = {}
     for prompt, seen_in in (("a circle", _colours), ("a landscape", _setting)):
@@ -164,9 +178,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     pipeline = load_pipeline(chosen.weights)
-    found = score(questions, [read(picture) for picture in ask(pipeline, questions, Request())])
+    found = score(questions, read_all(ask(pipeline, questions, Request())))
     print(found, flush=True)
-    found_in_others = score(others, [read(picture) for picture in ask(pipeline, others, Request())])
+    found_in_others = score(others, read_all(ask(pipeline, others, Request())))
     print(found_in_others, flush=True)
     some = questions[:: chosen.every]
     write_report(
