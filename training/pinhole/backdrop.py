@@ -34,7 +34,7 @@ class View:
     weight: np.ndarray
 
     def coarser(self) -> "View":
-        picture, empty, weight = (_halved(pixels) for pixels in (self.picture, self.empty, self.weight))
+        picture, empty, weight = (coarser(pixels) for pixels in (self.picture, self.empty, self.weight))
         return View(picture, empty, distance(picture, empty), weight)
 
 
@@ -71,10 +71,10 @@ def loose_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.maximum(*nearest)
 
 
-def _halved(pixels: np.ndarray) -> np.ndarray:
+def coarser(pixels: np.ndarray) -> np.ndarray:
+    """Means over squares of COARSE pixels."""
     *lead, height, width = pixels.shape
-    even = pixels[..., : height // COARSE * COARSE, : width // COARSE * COARSE]
-    return even.reshape(*lead, height // COARSE, COARSE, width // COARSE, COARSE).mean((-3, -1))
+    return pixels.reshape(*lead, height // COARSE, COARSE, width // COARSE, COARSE).mean((-3, -1))
 
 
 @cache

@@ -13,14 +13,15 @@ from scipy import ndimage
 
 from training.pinhole.backdrop import MARGIN, View, look
 from training.pinhole.palette import COLOURS
-from training.pinhole.patches import SHORT_SIDE
+from training.pinhole.patches import COARSE, SHORT_SIDE
 from training.pinhole.scenes import Relation
-from training.pinhole.synthesis import CLEAR, Found, Hypothesis, explain
+from training.pinhole.synthesis import CLEAR, Found, Hypothesis, covered, explain
 
 UNNAMED = "something"
 """What is clearly there and is none of the subjects."""
 
-OPENING, SMALLEST_EXTRA = 2, 0.008
+OPENING, SMALLEST_EXTRA, LARGEST_FLAW = 2, 0.008, 0.02
+"""In shares of the picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,17 @@ def _named(found: Found, width: int, height: int) -> Item:
 
 
 def _unnamed(view: View, hypothesis: Hypothesis) -> Iterator[Item]:
-    """The larger connected regions that are clearly not as drawn, the largest first."""
+    """The larger connected regions that are clearly not as drawn, the largest first. What is wrong within a subject must
+    be larger: a flaw is no subject yet."""
     height, width = (side - 2 * MARGIN for side in view.off.shape)
-    labels, count = ndimage.label(ndimage.binary_opening(hypothesis.missed > CLEAR, iterations=OPENING))
+    bodies = np.zeros(view.off.shape, bool)
+    for found in hypothesis.found:
+        bodies |= covered(view, found)
+    labels, count = ndimage.label(ndimage.binary_opening(hypothesis.astray > CLEAR, iterations=OPENING))
     regions = [labels == k for k in range(1, count + 1)]
     for region in sorted(regions, key=lambda region: -int(region.sum())):
-        if region.sum() > SMALLEST_EXTRA * width * height:
+        outside, all_of_it = (shown.sum() / (width * height) for shown in (region & ~bodies, region))
+        if outside > SMALLEST_EXTRA or all_of_it > LARGEST_FLAW:
             ys, xs = np.nonzero(region)
             colour = _nearest_colour(view.picture[:, region])
             yield Item(UNNAMED, colour, (xs.mean() - MARGIN) / width, (ys.mean() - MARGIN) / height)
@@ -72,7 +78,7 @@ def read(pixels: np.ndarray) -> Reading:
     """uint8 [H, W, 3], any size."""
     height, width = pixels.shape[:2]
     scale = SHORT_SIDE / min(height, width)
-    width, height = round(width * scale), round(height * scale)
+    width, height = (COARSE * round(side * scale / COARSE) for side in (width, height))
     small = Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX)
     setting, view = look(np.asarray(small, np.float32).transpose(2, 0, 1))
     best = explain(view, setting)
