@@ -20,7 +20,10 @@ from training.pinhole.synthesis import CLEAR, Found, Hypothesis, covered, explai
 UNNAMED = "something"
 """What is clearly there and is none of the subjects."""
 
-OPENING, SMALLEST_EXTRA, LARGEST_FLAW = 2, 0.008, 0.02
+STRAY = 4
+"""What is so few pixels off a subject belongs to it, a thicker roof or a longer ear."""
+
+OPENING, SMALLEST_EXTRA, LARGEST_FLAW = 1, 0.009, 0.035
 """In shares of the picture."""
 
 
@@ -58,12 +61,14 @@ def _named(found: Found, width: int, height: int) -> Item:
 
 
 def _unnamed(view: View, hypothesis: Hypothesis) -> Iterator[Item]:
-    """The larger connected regions that are clearly not as drawn, the largest first. What is wrong within a subject must
-    be larger: a flaw is no subject yet."""
+    """The larger connected regions that are clearly not as drawn, the largest first.
+
+    What is wrong within a subject must be larger to count: a flaw is no subject yet.
+    """
     height, width = (side - 2 * MARGIN for side in view.off.shape)
     bodies = np.zeros(view.off.shape, bool)
     for found in hypothesis.found:
-        bodies |= covered(view, found)
+        bodies |= covered(view, found, STRAY)
     labels, count = ndimage.label(ndimage.binary_opening(hypothesis.astray > CLEAR, iterations=OPENING))
     regions = [labels == k for k in range(1, count + 1)]
     for region in sorted(regions, key=lambda region: -int(region.sum())):

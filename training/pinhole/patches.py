@@ -11,7 +11,7 @@ import numpy as np
 
 from training.pinhole.drawing import Box, Canvas, Part
 from training.pinhole.palette import COLOURS
-from training.pinhole.scenes import Family, Placed, Relation, Scene, Subject, lay_out
+from training.pinhole.scenes import MOUNTS, Family, Placed, Relation, Scene, Subject, lay_out
 from training.pinhole.subjects import OWN_COLOURS
 
 SHORT_SIDE = 96
@@ -24,6 +24,8 @@ FINER = 2
 """Patches are drawn larger by this and averaged, as the picture itself was."""
 
 BARE = (0.0,) * 8
+"""No jitter."""
+
 STROKE_ROOM = 2
 
 
@@ -65,6 +67,8 @@ def variants(names: tuple[str, ...], is_seated: bool) -> tuple[Variant, ...]:
 @cache
 def _pair(upper: Variant, lower: Subject) -> list[Placed]:
     """The lower and the upper of two that touch."""
+    if upper.is_seated and lower.name not in MOUNTS:
+        lower = Subject("horse", "brown")
     family, relation = (Family.RIDING, Relation.RIDING) if upper.is_seated else (Family.PAIR, Relation.ON)
     return lay_out(Scene(family, "plain", (upper.subject, lower), 1, relation, BARE), SHORT_SIDE, SHORT_SIDE)
 

@@ -7,27 +7,34 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
-from training.pinhole.backdrop import CAP, MARGIN, View, coarser, distance, loose_distance
+from training.pinhole.backdrop import MARGIN, View, coarser, distance, loose_distance
 from training.pinhole.patches import BARE, COARSE, Patch, Variant, offset, patch, stack, variants
-from training.pinhole.scenes import MOUNTS, RIDERS, Family, Relation, Scene, Subject, lay_out
+from training.pinhole.scenes import MOUNTS, Family, Relation, Scene, Subject, lay_out
 from training.pinhole.subjects import SUBJECTS
 
 FARTHEST = 4
 """How far from its place a subject may be, in pixels: twice the grammar's jitter."""
 
 GROWTHS = (0.95, 1.05)
+
 CANDIDATES, GROWN, LOWERS = 8, 3, 3
+"""How many of all are looked at closely, how many of these in other sizes, on how many an upper or a rider is tried."""
+
 LEAST_GAIN = 60.0
-"""What a subject must explain to be worth a closer look; what an upper or a rider stands on is looked for among so many."""
+"""What a subject must explain to be worth a closer look, in distances of one pixel."""
 
 HANDICAP = 60.0
 """What a subject must explain more than the empty setting does, in distances of one pixel."""
 
-LEAST_EXPLAINED = 0.31
-FARTHEST_MEAN = 62.0
+LEAST_EXPLAINED, FARTHEST_MEAN, LARGEST_FLAW = 0.35, 62.0, 0.25
+"""A subject is named where it explains this share of what the empty setting does not, is no further off than this on
+average, and has no unexplained piece of more than this share of its area. True renders explain 0.66 or more."""
+
 CLEAR = 60.0
-LARGEST_FLAW = 0.25
+"""From this distance on a pixel is clearly not as drawn."""
+
 RIM = 2
+"""What so close around a subject is not as drawn speaks against it, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +79,14 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """What may have been drawn, lower before upper, and how far each pixel is from it, [H, W]: `missed` closely, to choose
-    by; `astray` where lines may be bent and parts thicker or thinner, as when one asks if a subject is to be named."""
+    """What may have been drawn, lower before upper, and how far each pixel is from it, [H, W]."""
 
     found: tuple[Found, ...]
     joint: Relation | None
     missed: np.ndarray
+    """Looked at closely, to choose by."""
     astray: np.ndarray
+    """With lines a little bent and parts thicker or thinner forgiven: what decides if a subject is to be named."""
 
     @property
     def cost(self) -> float:
@@ -100,8 +108,9 @@ def layouts(setting: str, width: int, height: int) -> tuple[Layout, ...]:
     lower = laid(Family.PAIR, (one, other), 1, Relation.ON)[:1]
     mount = laid(Family.RIDING, (one, other), 1, Relation.RIDING)[0]
     apart = [Layout(places) for places in (*sorted(singles, key=repr), *counts, *pairs)]
-    riding = Layout((replace(mount, names=tuple(MOUNTS)),), Relation.RIDING)
-    return (*apart, Layout(lower, Relation.ON), riding)
+    # What is no mount is tried as one too: else the nearest of the mounts would stand for it.
+    ridden = [Layout((replace(mount, names=names),), Relation.RIDING) for names in (tuple(MOUNTS), tuple(SUBJECTS))]
+    return (*apart, Layout(lower, Relation.ON), *ridden)
 
 
 def _area(patch_side: int, left: int, top: int) -> tuple[slice, slice]:
@@ -171,9 +180,9 @@ def _hypothesis(view: View, found: Sequence[Found], joint: Relation | None) -> H
     return Hypothesis(tuple(found), joint, missed, astray * view.weight)
 
 
-def covered(view: View, found: Found) -> np.ndarray:
-    """Bool [H, W]: its body and a rim around it, in the view's pixels."""
-    return ndimage.binary_dilation(_body(view, found), iterations=RIM)
+def covered(view: View, found: Found, rim: int) -> np.ndarray:
+    """Bool [H, W]: its body and so many pixels around it."""
+    return ndimage.binary_dilation(_body(view, found), iterations=rim)
 
 
 def _body(view: View, found: Found) -> np.ndarray:
@@ -187,13 +196,17 @@ def fit(nothing: Hypothesis, view: View, hypothesis: Hypothesis, k: int) -> tupl
     """Of the k-th subject: the share it explains of what the empty setting does not, the mean distance left, and the
     largest unexplained piece as a share of its area."""
     area = float(_body(view, hypothesis.found[k]).sum())
-    region = covered(view, hypothesis.found[k]) & (view.weight > 0)
-    for other in (*hypothesis.found[:k], *hypothesis.found[k + 1 :]):
-        region &= ~_body(view, other)
+    region = covered(view, hypothesis.found[k], RIM) & (view.weight > 0)
+    for later in hypothesis.found[k + 1 :]:
+        region &= ~_body(view, later)
     missed = hypothesis.astray[region].sum()
     labels, count = ndimage.label(ndimage.binary_opening(region & (hypothesis.astray > CLEAR)))
     flaw = max(np.bincount(labels.ravel())[1:], default=0) if count else 0
-    return 1 - float(missed / max(nothing.astray[region].sum(), 1.0)), float(missed / max(region.sum(), 1)), float(flaw) / area
+    return (
+        1 - float(missed / max(nothing.astray[region].sum(), 1.0)),
+        float(missed / max(region.sum(), 1)),
+        float(flaw) / area,
+    )
 
 
 def _is_recognised(nothing: Hypothesis, view: View, hypothesis: Hypothesis, k: int) -> bool:
@@ -206,7 +219,7 @@ def _stacked(view: View, coarse: View, layout: Layout) -> Iterator[Hypothesis]:
     is_seated = layout.joint is Relation.RIDING
     for lower in _search(view, coarse, layout.places)[:LOWERS]:
         (x, y), places = lower.middle, []
-        for name in RIDERS if is_seated else SUBJECTS:
+        for name in SUBJECTS:
             if name != lower.variant.subject.name:
                 dx, dy, share = offset(variants((name,), is_seated)[0], lower.variant.subject)
                 half = round(layout.places[0].half * share, 2)
