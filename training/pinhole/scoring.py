@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 
@@ -93,11 +94,18 @@ def _relation_is_right(scene: Scene, reading: Reading) -> bool:
     return _stands(scene.relation, named[first], named[second], reading.joint)
 
 
+def _could_be(subject: Subject, other: Subject, item: Item) -> bool:
+    """In the subject's colour, and not clearly the other subject."""
+    return item.name != other.name and (subject.colour is None or item.colour == subject.colour)
+
+
 def _both_colours_are_right(scene: Scene, reading: Reading) -> bool:
-    """The two largest things seen have the two colours asked for; what has one colour only is left out."""
-    asked = sorted(subject.colour for subject in scene.subjects if subject.colour)
-    seen = [item.colour for item in reading.items[:2] if item.colour]
-    return len(reading.items) >= 2 and sorted(seen)[: len(asked)] == asked
+    """Of two things seen, each has the colour of the subject it is; what a thing is need not be seen."""
+    first, second = scene.subjects
+    return len(reading.items) >= 2 and any(
+        _could_be(first, second, one) and _could_be(second, first, other)
+        for one, other in permutations(reading.items[:2])
+    )
 
 
 def judge_scene(scene: Scene, reading: Reading) -> dict[str, bool]:
@@ -110,7 +118,7 @@ def judge_scene(scene: Scene, reading: Reading) -> dict[str, bool]:
         if subject.colour is not None:
             right["colour"] = first is not None and first.colour == subject.colour
     elif scene.family is Family.COUNT:
-        right["count"] = len(reading.items) == scene.count
+        right["count"] = [item.name for item in reading.items] == [scene.subjects[0].name] * scene.count
     elif scene.relation is Relation.RIDING:
         right["riding"] = _relation_is_right(scene, reading)
     elif scene.family is Family.PAIR:
