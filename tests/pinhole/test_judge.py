@@ -100,6 +100,6 @@ def test_evaluation_refuses_a_judge_that_does_not_see_true_renders(monkeypatch: 
     questions = draw_questions({"shape": 2, "count": 2}, seed=3100)
     ceiling, _ = evaluate.check_judge(questions, SIDE, SIDE)
     assert set(ceiling.values()) == {1.0}
-    monkeypatch.setattr(evaluate, "read", lambda pixels: Reading("plain", (), None))
+    monkeypatch.setattr(evaluate, "read_all", lambda pictures: [Reading("plain", (), None)] * len(pictures))
     with pytest.raises(evaluate.JudgeError, match=r"below 0\.95"):
         evaluate.check_judge(questions, SIDE, SIDE)
