@@ -221,18 +221,25 @@ def _is_recognised(nothing: Hypothesis, view: View, hypothesis: Hypothesis, k: i
     return explained > LEAST_EXPLAINED and mean < FARTHEST_MEAN and flaw < LARGEST_FLAW
 
 
+def _on(lower: Found, half: float, is_seated: bool) -> dict[str, Place]:
+    """Where each subject would be if it were on the lower one."""
+    (x, y), places = lower.middle, {}
+    for name in SUBJECTS:
+        if name != lower.variant.subject.name:
+            dx, dy, share = offset(variants((name,), is_seated)[0], lower.variant.subject)
+            place = Place(x + dx * lower.half, y + dy * lower.half, round(half * share, 2), (name,), is_seated)
+            places[name] = place
+    return places
+
+
 def _stacked(view: View, coarse: View, layout: Layout) -> Iterator[Hypothesis]:
-    """The lower, and on or riding it each of what may."""
-    is_seated = layout.joint is Relation.RIDING
+    """The lower, and on or riding it what fits there best."""
     for lower in _search(view, coarse, layout.places)[:LOWERS]:
-        (x, y), places = lower.middle, []
-        for name in SUBJECTS:
-            if name != lower.variant.subject.name:
-                dx, dy, share = offset(variants((name,), is_seated)[0], lower.variant.subject)
-                half = round(layout.places[0].half * share, 2)
-                places.append(Place(x + dx * lower.half, y + dy * lower.half, half, (name,), is_seated))
-        for upper in _search(view, coarse, places)[:1]:
-            yield _hypothesis(view, (lower, upper), layout.joint)
+        places = _on(lower, layout.places[0].half, layout.joint is Relation.RIDING)
+        for upper in _search(view, coarse, list(places.values()))[:1]:
+            place = places[upper.variant.subject.name]
+            if max(abs(upper.middle[0] - place.x), abs(upper.middle[1] - place.y)) <= FARTHEST + 1:
+                yield _hypothesis(view, (lower, upper), layout.joint)
 
 
 def _apart(view: View, coarse: View, layout: Layout) -> Iterator[Hypothesis]:
