@@ -114,27 +114,28 @@ def layouts(setting: str, width: int, height: int) -> tuple[Layout, ...]:
     return (*apart, Layout(lower, Relation.ON), *ridden)
 
 
-def _area(patch_side: int, left: int, top: int) -> tuple[slice, slice]:
-    return slice(top, top + patch_side), slice(left, left + patch_side)
+def _area(side: int, left: int, top: int) -> tuple[slice, slice]:
+    return slice(top, top + side), slice(left, left + side)
 
 
 def _glimpse(view: View, place: Place) -> list[Found]:
     """Each variant where it explains most around the place, at COARSE resolution."""
     pile = stack(place.names, place.is_seated, place.half)
     side, reach = pile.alpha.shape[-1], FARTHEST // COARSE
-    left, top = (round((middle + MARGIN) / COARSE - side / 2) for middle in (place.x, place.y))
-    gains, corners = [], []
-    for dx in (-reach, 0, reach):
-        for dy in (-reach, 0, reach):
-            area = _area(side, left + dx, top + dy)
-            missed = distance(pile.colours, view.picture[:, *area])
-            gains.append(((view.off[area] - missed * view.weight[area]) * pile.alpha).sum((1, 2)))
-            corners.append((left + dx, top + dy))
-    best = np.argmax(gains, axis=0)
-    return [
-        Found(variant, place.half, *(COARSE * at for at in corners[best[k]]), COARSE**2 * float(gains[best[k]][k]))
-        for k, variant in enumerate(pile.variants)
-    ]
+    x, y = (round((middle + MARGIN) / COARSE - side / 2) for middle in (place.x, place.y))
+    shifts = (-reach, 0, reach)
+    corners = [(x + dx, y + dy) for dx in shifts for dy in shifts]
+    gains = []
+    for left, top in corners:
+        area = _area(side, left, top)
+        missed = distance(pile.colours, view.picture[:, *area])
+        gains.append(((view.off[area] - missed * view.weight[area]) * pile.alpha).sum((1, 2)))
+    found = []
+    for k, variant in enumerate(pile.variants):
+        best = int(np.argmax([gain[k] for gain in gains]))
+        left, top = corners[best]
+        found.append(Found(variant, place.half, COARSE * left, COARSE * top, COARSE**2 * float(gains[best][k])))
+    return found
 
 
 def _laid(view: View, found: Found) -> Found:
