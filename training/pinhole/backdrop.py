@@ -33,6 +33,10 @@ class View:
     off: np.ndarray
     weight: np.ndarray
 
+    def over(self, drawn: np.ndarray) -> "View":
+        """The same picture over what is drawn already."""
+        return View(self.picture, drawn, distance(self.picture, drawn) * self.weight, self.weight)
+
     def coarser(self) -> "View":
         picture, empty, weight = (coarser(pixels) for pixels in (self.picture, self.empty, self.weight))
         return View(picture, empty, distance(picture, empty), weight)

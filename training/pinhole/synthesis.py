@@ -177,12 +177,17 @@ def _search(view: View, coarse: View, places: Sequence[Place]) -> list[Found]:
     return sorted((_grown(view, found) for found in looked_at[:GROWN]), key=lambda found: -found.gain)
 
 
-def _hypothesis(view: View, found: Sequence[Found], joint: Relation | None) -> Hypothesis:
+def _drawn(view: View, found: Sequence[Found]) -> np.ndarray:
     drawn = view.empty.copy()
     for one in found:
         shown = one.patch
         area = _area(shown.alpha.shape[0], one.left, one.top)
         drawn[:, *area] = shown.colours * shown.alpha + drawn[:, *area] * (1 - shown.alpha)
+    return drawn
+
+
+def _hypothesis(view: View, found: Sequence[Found], joint: Relation | None) -> Hypothesis:
+    drawn = _drawn(view, found)
     missed = loose_distance(drawn, view.picture) * view.weight
     from_afar = loose_distance(coarser(drawn), coarser(view.picture)).repeat(COARSE, 0).repeat(COARSE, 1)
     return Hypothesis(tuple(found), joint, missed, np.minimum(missed, from_afar))
@@ -234,13 +239,19 @@ def _on(lower: Found, half: float, is_seated: bool) -> dict[str, Place]:
 
 
 def _stacked(view: View, coarse: View, layout: Layout) -> Iterator[Hypothesis]:
-    """The lower, and on or riding it what fits there best."""
+    """The lower, and on or riding it what explains most of what the lower does not."""
     for lower in _search(view, coarse, layout.places)[:LOWERS]:
         places = _on(lower, layout.places[0].half, layout.joint is Relation.RIDING)
-        for upper in _search(view, coarse, list(places.values()))[:1]:
-            place = places[upper.variant.subject.name]
-            if max(abs(upper.middle[0] - place.x), abs(upper.middle[1] - place.y)) <= FARTHEST + 1:
-                yield _hypothesis(view, (lower, upper), layout.joint)
+        ground = view.over(_drawn(view, (lower,)))
+        uppers = _search(ground, ground.coarser(), list(places.values()))
+        for upper in (upper for upper in uppers if _is_at(upper, places[upper.variant.subject.name])):
+            yield _hypothesis(view, (lower, upper), layout.joint)
+            break
+
+
+def _is_at(found: Found, place: Place) -> bool:
+    x, y = found.middle
+    return max(abs(x - place.x), abs(y - place.y)) <= FARTHEST + 1
 
 
 def _apart(view: View, coarse: View, layout: Layout) -> Iterator[Hypothesis]:
