@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 
 from training.pinhole.captions import plain_caption
-from training.pinhole.judge import Item, Reading
+from training.pinhole.judge import UNNAMED, Item, Reading
 from training.pinhole.scenes import Family, Relation, Scene, Subject, draw_scene
 from training.pinhole.subjects import SHAPES
 
@@ -108,6 +108,12 @@ def _both_colours_are_right(scene: Scene, reading: Reading) -> bool:
     )
 
 
+def _count_is_right(scene: Scene, reading: Reading) -> bool:
+    """So many things are seen, and none of them is clearly something else."""
+    wanted = {scene.subjects[0].name, UNNAMED}
+    return len(reading.items) == scene.count and all(item.name in wanted for item in reading.items)
+
+
 def judge_scene(scene: Scene, reading: Reading) -> dict[str, bool]:
     """Every measure this scene can say something about."""
     right = {"setting": reading.setting == scene.setting}
@@ -118,7 +124,7 @@ def judge_scene(scene: Scene, reading: Reading) -> dict[str, bool]:
         if subject.colour is not None:
             right["colour"] = first is not None and first.colour == subject.colour
     elif scene.family is Family.COUNT:
-        right["count"] = [item.name for item in reading.items] == [scene.subjects[0].name] * scene.count
+        right["count"] = _count_is_right(scene, reading)
     elif scene.relation is Relation.RIDING:
         right["riding"] = _relation_is_right(scene, reading)
     elif scene.family is Family.PAIR:
