@@ -39,7 +39,7 @@ class ProjectSecrets:
 
     async def signing(self, project: str) -> tuple[str, ...]:
         """The secrets that sign now, newest first. One transaction."""
-        numbers, _ = await self._database.read(_standing, project)
+        numbers = await self._database.read(_live, project)
         return tuple(self._derive(project, number) for number in numbers)
 
     async def rotate(self, project: str, *, overlap_seconds: float = OVERLAP_SECONDS) -> ProjectSecret:
@@ -57,8 +57,12 @@ class ProjectSecrets:
         return derive(self._secret, purpose)
 
 
+def _live(connection: Connection, project: str) -> list[int]:
+    return NUMBERS.live(connection, project) or [1]
+
+
 def _standing(connection: Connection, project: str) -> tuple[list[int], float | None]:
-    return NUMBERS.live(connection, project) or [1], NUMBERS.ends_of_previous(connection, [project]).get(project)
+    return _live(connection, project), NUMBERS.ends_of_previous(connection, [project]).get(project)
 
 
 def _rotate(connection: Connection, project: str, overlap_seconds: float) -> tuple[int, float | None]:

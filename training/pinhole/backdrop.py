@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
-from training.pinhole.patches import COARSE
+from training.pinhole.patches import coarser
 from training.pinhole.settings import PLAIN, SETTINGS, paint
 
 CAP = 100.0
@@ -73,12 +73,6 @@ def loose_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
                 slipped = padded[k][:, dy : dy + height, dx : dx + width]
                 nearest[k] = np.minimum(nearest[k], distance(slipped, still))
     return np.maximum(*nearest)
-
-
-def coarser(pixels: np.ndarray) -> np.ndarray:
-    """Means over squares of COARSE pixels."""
-    *lead, height, width = pixels.shape
-    return pixels.reshape(*lead, height // COARSE, COARSE, width // COARSE, COARSE).mean((-3, -1))
 
 
 @cache

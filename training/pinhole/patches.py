@@ -115,7 +115,8 @@ def patch(variant: Variant, half: float) -> Patch:
     return Patch(colours.transpose(2, 0, 1), alpha)
 
 
-def _coarser(pixels: np.ndarray) -> np.ndarray:
+def coarser(pixels: np.ndarray) -> np.ndarray:
+    """Means over squares of COARSE pixels."""
     *lead, height, width = pixels.shape
     return pixels.reshape(*lead, height // COARSE, COARSE, width // COARSE, COARSE).mean((-3, -1))
 
@@ -125,6 +126,6 @@ def stack(names: tuple[str, ...], is_seated: bool, half: float) -> Stack:
     """These subjects in every colour at COARSE resolution."""
     chosen = variants(names, is_seated)
     patches = [patch(variant, half) for variant in chosen]
-    alpha = np.stack([_coarser(one.alpha) for one in patches])
-    shown = np.stack([_coarser(one.colours * one.alpha) for one in patches])
+    alpha = np.stack([coarser(one.alpha) for one in patches])
+    shown = np.stack([coarser(one.colours * one.alpha) for one in patches])
     return Stack(chosen, shown / np.maximum(alpha, 0.01)[:, None], alpha)

@@ -7,8 +7,8 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
-from training.pinhole.backdrop import MARGIN, View, coarser, distance, loose_distance
-from training.pinhole.patches import BARE, COARSE, Patch, Variant, offset, patch, stack, variants
+from training.pinhole.backdrop import MARGIN, View, distance, loose_distance
+from training.pinhole.patches import BARE, COARSE, Patch, Variant, coarser, offset, patch, stack, variants
 from training.pinhole.scenes import MOUNTS, Family, Relation, Scene, Subject, lay_out
 from training.pinhole.subjects import SUBJECTS
 
