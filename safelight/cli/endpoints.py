@@ -62,7 +62,7 @@ def add(
     made, secret = with_store(
         settings, lambda store: store.webhook_endpoints.create(url, project=project, events=events, key=key)
     )
-    _say_secret(made, secret, as_json=as_json)
+    _say_endpoint_secret(made, secret, as_json=as_json)
 
 
 def enable(endpoint_id: EndpointArgument, data: DataOption = None, config: ConfigOption = None) -> None:
@@ -101,20 +101,25 @@ def rotate(
     rotated, secret = with_store(
         settings, lambda store: store.webhook_endpoints.rotate(endpoint_id or "", overlap_seconds=overlap_seconds)
     )
-    _say_secret(rotated, secret, as_json=as_json)
+    _say_endpoint_secret(rotated, secret, as_json=as_json)
     _explain_overlap(rotated.previous_secret_ends_at)
 
 
 def say_project_secret(secret: ProjectSecret, *, as_json: bool) -> None:
     """A project's secret alone on stdout, and what it is for beside it."""
+    say_secret(secret.secret, secret, as_json=as_json)
+    _explain_overlap(secret.previous_ends_at)
+
+
+def say_secret(secret: str, document: object, *, as_json: bool) -> None:
+    """The secret alone on stdout, or the document that it is part of; what it is for is said beside it."""
     if as_json:
-        say_json(secret)
+        say_json(document)
     else:
-        say(secret.secret)
+        say(secret)
     explain(
         "give it to the receiver, which verifies each delivery with it (Standard Webhooks); keep it as you keep a key"
     )
-    _explain_overlap(secret.previous_ends_at)
 
 
 def remove(endpoint_id: EndpointArgument, data: DataOption = None, config: ConfigOption = None) -> None:
@@ -138,12 +143,9 @@ def _set_status(endpoint_id: str, status: EndpointStatus, settings: Settings) ->
     say(f"endpoint {endpoint_id} is {status}")
 
 
-def _say_secret(endpoint: WebhookEndpoint, secret: str, *, as_json: bool) -> None:
-    if as_json:
-        say_json({"endpoint": endpoint, "secret": secret})
-    else:
-        say(secret)
-    explain(f"deliveries to endpoint {endpoint.id} ({endpoint.url}) are signed with this; give it to the receiver")
+def _say_endpoint_secret(endpoint: WebhookEndpoint, secret: str, *, as_json: bool) -> None:
+    say_secret(secret, {"endpoint": endpoint, "secret": secret}, as_json=as_json)
+    explain(f"deliveries to endpoint {endpoint.id} ({endpoint.url}) are signed with it")
 
 
 def _explain_overlap(previous_ends_at: float | None) -> None:

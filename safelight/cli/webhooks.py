@@ -114,13 +114,7 @@ def secret(
         endpoints.say_project_secret(newest, as_json=as_json)
         return
     found = with_store(settings, lambda store: store.webhook_endpoints.secrets(endpoint))[0]
-    if as_json:
-        say_json({"endpoint": endpoint, "secret": found})
-    else:
-        say(found)
-    explain(
-        "give it to the receiver, which verifies each delivery with it (Standard Webhooks); keep it as you keep a key"
-    )
+    endpoints.say_secret(found, {"endpoint": endpoint, "secret": found}, as_json=as_json)
 
 
 COMMANDS = endpoints.COMMANDS | {"list": list_deliveries, "show": show, "resend": resend, "secret": secret}

@@ -1,10 +1,10 @@
 """The stages: killed and resumed they end the same; a full disk is said and harms nothing."""
 
-import errno
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.faults.away import NO_MOUNT, small_disk
 from training.pinhole.denoiser import signal_shares
 from training.pinhole.echoes import echo
 from training.pinhole.fast_norm import use_fast_norms
-from training.pinhole.files import DiskFullError
+from training.pinhole.files import DiskFullError, write_atomically
 from training.pinhole.optimizers import make_optimizers
 from training.pinhole.trainer import Budget, Trainer, save_atomically
 
@@ -82,19 +83,22 @@ def test_a_finished_stage_does_nothing_more(tmp_path: Path) -> None:
     train(tmp_path, killed_at=20)
 
 
-def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "stage.pt"
-    save_atomically({"steps": 1}, path)
+def _keep(path: Path, numbers: int) -> None:
+    write_atomically(path, lambda file: np.save(file, np.zeros(numbers)))
 
-    def no_room(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", no_room)
-    with pytest.raises(DiskFullError, match=r"free some space"):
-        save_atomically({"steps": 2}, path)
-    monkeypatch.undo()
-    assert torch.load(path) == {"steps": 1}
-    assert list(tmp_path.iterdir()) == [path]
+@pytest.mark.parametrize("save", [_keep, lambda path, numbers: save_atomically(torch.zeros(numbers), path)])
+def test_a_full_disk_is_said_and_leaves_what_was_there(save: Callable[[Path, int], None], tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", megabytes=1) as is_mounted:
+        if not is_mounted:
+            pytest.skip(NO_MOUNT)
+        path = tmp_path / "disk" / "stage"
+        save(path, 1000)
+        before = path.read_bytes()
+        with pytest.raises(DiskFullError, match=r"free some space"):
+            save(path, 1_000_000)
+        assert path.read_bytes() == before
+        assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_checkpoint_cut_short_is_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from training.pinhole import stages
 from training.pinhole.export import SHIPPED, adopt, export
-from training.pinhole.files import DiskFullError, is_disk_full
+from training.pinhole.files import DiskFullError, saying_when_full
 from training.pinhole.trainer import Budget
 
 WORK = Path(__file__).parent / "work"
@@ -48,20 +48,23 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     try:
-        if chosen.start == "shipped":
-            adopt(SHIPPED, chosen.work)
-        if not chosen.export:
-            # The denoiser and its words belong together: who starts from the shipped ones keeps the words.
-            skipped = {"text"} if chosen.start == "shipped" else set()
-            _run(chosen.work, chosen.hours * 3600, {chosen.stage} if chosen.stage else set(STAGES) - skipped)
-        if chosen.export or chosen.stage is None:
-            export(chosen.work)
-    except (DiskFullError, OSError) as error:
-        if not isinstance(error, DiskFullError) and not is_disk_full(error):
-            raise
+        with saying_when_full(str(chosen.work)):
+            _do(chosen)
+    except DiskFullError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _do(chosen: argparse.Namespace) -> None:
+    if chosen.start == "shipped":
+        adopt(SHIPPED, chosen.work)
+    if not chosen.export:
+        # The denoiser and its words belong together: who starts from the shipped ones keeps the words.
+        skipped = {"text"} if chosen.start == "shipped" else set()
+        _run(chosen.work, chosen.hours * 3600, {chosen.stage} if chosen.stage else set(STAGES) - skipped)
+    if chosen.export or chosen.stage is None:
+        export(chosen.work)
 
 
 def _run(work: Path, seconds: float, wanted: set[str]) -> None:

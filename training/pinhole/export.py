@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -11,6 +12,7 @@ from transformers import CLIPTextModel
 
 from training.pinhole.autoencoder import make_autoencoder
 from training.pinhole.denoiser import BETA_END, BETA_START, NUM_TIMESTEPS, make_denoiser
+from training.pinhole.files import saying_when_full
 from training.pinhole.text_encoder import make_text_encoder
 from training.pinhole.tokenizer import load_tokenizer
 from training.pinhole.trainer import load_modules, save_atomically
@@ -55,18 +57,29 @@ def assemble(folder: Path) -> StableDiffusionPipeline:
 
 
 def export(folder: Path, target: Path = SHIPPED) -> None:
-    """Writes the weights over those in `target`; its other files stay."""
-    assemble(folder).to(torch.float16).save_pretrained(target, safe_serialization=True)
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copy(folder / "tokenizer" / name, target / "tokenizer" / name)
-    config = target / "tokenizer" / "tokenizer_config.json"
-    settings = json.loads(config.read_text(encoding="utf-8"))
-    # How it was loaded here is nobody's business there.
-    kept = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
-    config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-    for path in target.rglob("*"):
-        # The libraries write some files for their owner alone; a package is read by everybody.
-        path.chmod(0o755 if path.is_dir() else 0o644)
+    """Writes the weights over those in `target` once all are written beside it; its other files stay.
+
+    Raises DiskFullError, and `target` is as it was.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    with saying_when_full(target.name), TemporaryDirectory(dir=target.parent) as name:
+        beside = Path(name)
+        assemble(folder).to(torch.float16).save_pretrained(beside, safe_serialization=True)
+        for table in ("vocab.json", "merges.txt"):
+            shutil.copy(folder / "tokenizer" / table, beside / "tokenizer" / table)
+        config = beside / "tokenizer" / "tokenizer_config.json"
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        # How it was loaded here is nobody's business there.
+        kept = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
+        config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        for path in sorted(beside.rglob("*")):
+            # The libraries write some files for their owner alone; a package is read by everybody.
+            path.chmod(0o755 if path.is_dir() else 0o644)
+            place = target / path.relative_to(beside)
+            if path.is_dir():
+                place.mkdir(exist_ok=True)
+            else:
+                path.replace(place)
 
 
 def adopt(source: Path, folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 import errno
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,9 +13,30 @@ class DiskFullError(RuntimeError):
     """No room for a file; what was there before is untouched, and training can go on from it."""
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Torch wraps a short write into a RuntimeError that has lost the number."""
-    return getattr(error, "errno", None) == errno.ENOSPC or "file write failed" in str(error)
+CUT_SHORT = re.compile(r"\d+ requested and \d+ written|\(os error 28\)")
+"""What numpy and safetensors say of a write that was cut short; they raise errors without a number."""
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Also where torch, as it closes its file, raised something else over it."""
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or CUT_SHORT.search(str(error)):
+            return True
+        error = error.__context__
+    return False
+
+
+@contextmanager
+def saying_when_full(name: str) -> Iterator[None]:
+    """Raises DiskFullError in place of what a library makes of a full disk while it writes `name`."""
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            raise DiskFullError(f"no room left for {name}: free some space and start again, nothing is lost") from error
+        raise
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -21,15 +44,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
     try:
-        with beside.open("wb") as file:
+        with saying_when_full(path.name), beside.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError):
         beside.unlink(missing_ok=True)
-        if is_disk_full(error):
-            raise DiskFullError(
-                f"no room left for {path.name}: free some space and start again, nothing is lost"
-            ) from error
         raise
