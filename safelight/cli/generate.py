@@ -61,11 +61,11 @@ def generate(
     init_image: Annotated[str | None, typer.Option(metavar="FILE", help="A picture to begin from.")] = None,
     mask: asking.MaskOption = None,
     strength: asking.StrengthOption = None,
-    device: Annotated[str | None, typer.Option(help="torch device. Unset: the first GPU, else the CPU.")] = None,
+    device: Annotated[str | None, typer.Option(help="torch device. Unset: the first of worker.devices, else the first GPU, else the CPU.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw PROMPT in this process and write the pictures, their parameters inside."""
+    """Draw PROMPT in this process and write the pictures; PNG files have their parameters inside."""
     settings = settings_of(config, None)
     folder = PictureFolder(out, prompt=prompt, output_format=output_format)
     named = asking.sampling(sampler, spacing) | {

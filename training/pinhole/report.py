@@ -52,8 +52,8 @@ def _head(report: Report) -> list[str]:
         f"The denoiser had seen {report.samples} samples.",
         "",
         "The prompts are combinations that training never shows (riding excepted), one seed each, 512 x 512,"
-        f" 20 steps of Euler, guidance {Request().guidance:g}. The judge is a plain detector that does not know the"
-        " prompt; *ceiling* is its score on true renders of the same scenes, *shuffled* on the true render of"
+        f" 20 steps of Euler, guidance {Request().guidance:g}. The judge draws what its grammar allows until the"
+        " picture is explained, and does not know the prompt; *ceiling* is its score on true renders of the same scenes, *shuffled* on the true render of"
         " another prompt of the same kind. Training and the making of the judge were watched by the questions of the"
         " first column; the *others* were asked at the end only.",
         "",
