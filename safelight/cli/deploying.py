@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 def deploy(
     identifier: Annotated[str, typer.Argument(help="Identifier from `safelight models`, repository, folder or file.")],
-    name: Annotated[str | None, typer.Option(help="Name to serve it under. Unset: the identifier, or the last part of a path.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name to serve it under. Unset: the identifier, or the last part of a path.")
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A default or limit of the deployment; may be repeated."),

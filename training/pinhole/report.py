@@ -53,9 +53,9 @@ def _head(report: Report) -> list[str]:
         "",
         "The prompts are combinations that training never shows (riding excepted), one seed each, 512 x 512,"
         f" 20 steps of Euler, guidance {Request().guidance:g}. The judge draws what its grammar allows until the"
-        " picture is explained, and does not know the prompt; *ceiling* is its score on true renders of the same scenes, *shuffled* on the true render of"
-        " another prompt of the same kind. Training and the making of the judge were watched by the questions of the"
-        " first column; the *others* were asked at the end only.",
+        " picture is explained, and does not know the prompt; *ceiling* is its score on true renders of the same"
+        " scenes, *shuffled* on the true render of another prompt of the same kind. Training and the making of the"
+        " judge were watched by the questions of the first column; the *others* were asked at the end only.",
         "",
     ]
 
