@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 import secrets
 import time
 from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 _RUN_ID = re.compile(r"[0-9A-Za-z_-]{2,64}")
 _DIGEST_SIZE = hashlib.sha256().digest_size
@@ -62,11 +65,14 @@ class CheckpointFolder:
 
     def _newest(self, run_id: str) -> bytes | None:
         for _, file in sorted(self._of(run_id), reverse=True):
-            with suppress(FileNotFoundError):
+            try:
                 content = file.read_bytes()
-                digest, data = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
-                if hashlib.sha256(data).digest() == digest:
-                    return data
+            except OSError as error:
+                log.warning("a checkpoint cannot be read", extra={"run_id": run_id, "reason": str(error)})
+                continue
+            digest, data = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
+            if hashlib.sha256(data).digest() == digest:
+                return data
         return None
 
     def _of(self, run_id: str) -> list[tuple[int, Path]]:

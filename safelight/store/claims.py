@@ -132,7 +132,13 @@ LOST = (
     .limit(MAX_REQUEUED)
     .with_for_update()
 )
-OVERDUE = sa.select(runs).where(IS_QUEUED, runs.c.deadline_at < now()).limit(MAX_REQUEUED).with_for_update()
+# What was claimed once has begun, and goes on however late it is.
+OVERDUE = (
+    sa.select(runs)
+    .where(IS_QUEUED, runs.c.deadline_at < now(), runs.c.fence == 0)
+    .limit(MAX_REQUEUED)
+    .with_for_update()
+)
 IS_CANCEL_REQUESTED = sa.select(runs.c.is_cancel_requested).where(AS_KNOWN).with_for_update()
 ADD_IMAGES = Prepared(sa.insert(images))
 IMAGES_OF = (

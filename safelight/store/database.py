@@ -361,6 +361,8 @@ def _explain(error: DBAPIError) -> SafelightError | None:
 def _explain_sqlite(primary: int) -> SafelightError | None:
     if primary == sqlite3.SQLITE_FULL:
         return StorageFull("the disk of the data folder is full; free some space", retry_after_seconds=30.0)
+    if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+        return StorageFull("the disk of the data folder fails, or its quota is used up", retry_after_seconds=30.0)
     return _busy() if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) else None
 
 

@@ -18,7 +18,7 @@ from safelight.store.database import Database, now
 from safelight.store.hosts import host_of
 from safelight.store.late import add_hint
 from safelight.store.rows import delivery_from, error_from
-from safelight.store.schema import IS_PENDING, attempts, deliveries, runs
+from safelight.store.schema import IS_PENDING, attempts, deliveries, runs, webhook_endpoints
 
 GONE = 410
 
@@ -26,6 +26,18 @@ CAN_BE_TOLD = sa.or_(runs.c.status != RunStatus.SUCCEEDED, runs.c.images_expired
 """The run still has what a delivery about it must hold."""
 
 TRIED_SINCE = sa.exists().where(attempts.c.delivery_id == deliveries.c.id, attempts.c.at >= sa.bindparam("since"))
+
+IS_STRAY = (
+    sa.exists()
+    .where(webhook_endpoints.c.id == deliveries.c.endpoint_id)
+    .where(
+        sa.or_(
+            webhook_endpoints.c.url != deliveries.c.url,
+            webhook_endpoints.c.status != EndpointStatus.ENABLED,
+        )
+    )
+)
+"""Made, on PostgreSQL, while its endpoint was moved or disabled, by a transaction that did not see that yet."""
 
 DUE_AGAIN: Mapping[str, Any] = {
     "status": DeliveryStatus.PENDING,
@@ -79,12 +91,12 @@ class Deliveries:
         The attempt gets the next number whatever `attempt.number` says. `retry_seconds[n]` is the wait before try n,
         the first being 0; it and `retry_after_seconds` both hold. What has arrived, or was ended meanwhile, stays so. A
         registered endpoint that only failed for `disable_after_seconds`, or says 410, is disabled; None: the attempt
-        says nothing about the endpoint.
+        says nothing about the endpoint, as none does to an address that it has left since.
         """
         schedule = _Schedule(retry_seconds, retry_after_seconds or 0.0, disable_after_seconds)
         first = endpoints.row_of(delivery.endpoint_id or "")
         return await self._database.write_locking(
-            first, _record, delivery.id, delivery.endpoint_id, attempt, schedule, delivered=delivered, give_up=give_up
+            first, _record, delivery, attempt, schedule, delivered=delivered, give_up=give_up
         )
 
     async def get(self, delivery_id: str, *, project: str | None = None) -> Delivery:
@@ -202,13 +214,14 @@ def _columns(run: sa.Row[Any], url: str, host: str) -> dict[str, object]:
 
 def _claim_due(connection: Connection, limit: int, lease_seconds: float, hosts: Hosts) -> list[Delivery]:
     due = (
-        sa.select(deliveries.c.id, deliveries.c.next_attempt_at)
+        sa.select(deliveries.c.id, IS_STRAY.label("is_stray"))
         .where(IS_PENDING, deliveries.c.next_attempt_at <= now(), *_is_for(hosts))
         .order_by(deliveries.c.next_attempt_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    ids = [row.id for row in connection.execute(due)]
+    found = connection.execute(due).all()
+    ids = [row.id for row in found if not row.is_stray or _bring_back(connection, row.id)]
     if not ids:
         return []
     # Whoever took it and then dies has not sent it: it is due again when the lease ends.
@@ -221,6 +234,16 @@ def _claim_due(connection: Connection, limit: int, lease_seconds: float, hosts: 
     return _with_attempts(connection, sorted(taken, key=lambda row: ids.index(row.id)))
 
 
+def _bring_back(connection: Connection, delivery_id: str) -> bool:
+    """Send a stray delivery to where its endpoint is now, or end it; whether it is still to be sent."""
+    row = _row(connection, delivery_id)
+    try:
+        values = endpoints.address_of(connection, row.endpoint_id, None)
+    except Conflict:
+        values = {"status": DeliveryStatus.FAILED, "next_attempt_at": None, "reason": "the endpoint was disabled"}
+    return bool(_change(connection, deliveries.c.id == delivery_id, values).status == DeliveryStatus.PENDING)
+
+
 def _release(connection: Connection, claimed: Sequence[Delivery]) -> None:
     for delivery in claimed:
         # The end of the lease tells this claim from a later one.
@@ -231,30 +254,30 @@ def _release(connection: Connection, claimed: Sequence[Delivery]) -> None:
 
 def _record(
     connection: Connection,
-    delivery_id: str,
-    endpoint_id: str | None,
+    tried: Delivery,
     attempt: DeliveryAttempt,
     schedule: _Schedule,
     *,
     delivered: bool,
     give_up: bool,
 ) -> Delivery:
-    if endpoint_id is not None and schedule.disable_after_seconds is not None:
+    if tried.endpoint_id is not None and schedule.disable_after_seconds is not None:
         # Before the delivery is locked: who disables an endpoint locks it first, and its deliveries then.
         is_gone, limit = attempt.status_code == GONE, schedule.disable_after_seconds
-        endpoints.note(connection, endpoint_id, is_success=delivered, is_gone=is_gone, disable_after=limit)
-    row = _change(connection, deliveries.c.id == delivery_id, {"num_attempts": deliveries.c.num_attempts + 1})
+        at = (tried.endpoint_id, tried.url)
+        endpoints.note(connection, at, is_success=delivered, is_gone=is_gone, disable_after=limit)
+    row = _change(connection, deliveries.c.id == tried.id, {"num_attempts": deliveries.c.num_attempts + 1})
     _add_attempt(connection, row, attempt)
     num_tries = row.num_attempts - row.num_attempts_before_resend
     if delivered or row.status == DeliveryStatus.DELIVERED:
         values: dict[str, object] = {"status": DeliveryStatus.DELIVERED, "next_attempt_at": None, "reason": ""}
     elif row.status == DeliveryStatus.FAILED:
         values = {"next_attempt_at": None}
-    elif give_up or num_tries >= len(schedule.retry_seconds):
+    elif (give_up and row.url == tried.url) or num_tries >= len(schedule.retry_seconds):
         values = {"status": DeliveryStatus.FAILED, "next_attempt_at": None}
     else:
         values = {"next_attempt_at": now() + max(schedule.retry_seconds[num_tries], schedule.wait)}
-    return _with_attempts(connection, [_change(connection, deliveries.c.id == delivery_id, values)])[0]
+    return _with_attempts(connection, [_change(connection, deliveries.c.id == tried.id, values)])[0]
 
 
 def _add_attempt(connection: Connection, row: sa.Row[Any], attempt: DeliveryAttempt) -> None:

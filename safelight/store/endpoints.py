@@ -113,9 +113,11 @@ def wanting(connection: Connection, project: str, key_id: str | None, end: str) 
     return [row for row in found if end in row.events.split()]
 
 
-def note(connection: Connection, endpoint_id: str, *, is_success: bool, is_gone: bool, disable_after: float) -> None:
-    """Remember how a try went; disable the endpoint, and end what is on its way to it, where that follows."""
-    is_this = webhook_endpoints.c.id == endpoint_id
+def note(connection: Connection, at: tuple[str, str], *, is_success: bool, is_gone: bool, disable_after: float) -> None:
+    """Remember how a try went at the endpoint of an id, where it still has that URL; disable it, and end what is on its
+    way to it, where that follows."""
+    endpoint_id, url = at
+    is_this = sa.and_(webhook_endpoints.c.id == endpoint_id, webhook_endpoints.c.url == url)
     if is_success:
         has_failed = webhook_endpoints.c.failing_since.is_not(None)
         connection.execute(sa.update(webhook_endpoints).where(is_this, has_failed).values(failing_since=None))

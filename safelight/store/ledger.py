@@ -26,7 +26,8 @@ EXACT_SECONDS = 2 * DAY_SECONDS
 MERGE_BATCH = 1000
 
 OF_KEY: sa.BindParameter[str] = sa.bindparam("key_ids", expanding=True)
-SINCE = sa.bindparam("since", type_=sa.Double)
+SINCE, UNTIL = (sa.bindparam(name, type_=sa.Double) for name in ("since", "until"))
+"""Until now: a clock that was set back leaves runs of later, and those are of no minute before."""
 
 # Statements are built once: building one costs more than SQLite takes to execute it.
 
@@ -41,9 +42,9 @@ USES = sa.union_all(
         sa.literal(1).label("num_runs"),
         sa.func.coalesce(runs.c.num_images, 0).label("num_images"),
         sa.func.coalesce(runs.c.pixel_steps, 0).label("pixel_steps"),
-    ).where(runs.c.key_id.in_(OF_KEY), runs.c.created_at > SINCE),
+    ).where(runs.c.key_id.in_(OF_KEY), runs.c.created_at > SINCE, runs.c.created_at <= UNTIL),
     sa.select(spent.c.at, spent.c.num_runs, spent.c.num_images, spent.c.pixel_steps).where(
-        spent.c.key_id.in_(OF_KEY), spent.c.at > SINCE, IS_EXACT
+        spent.c.key_id.in_(OF_KEY), spent.c.at > SINCE, spent.c.at <= UNTIL, IS_EXACT
     ),
 ).subquery()
 SUMS = sa.select(
@@ -180,13 +181,14 @@ def _spending(connection: Connection, family: _Family) -> Spending:
     """Counts only what the allowance asks for."""
     allowance, of_key = family.allowance, {"key_ids": family.key_ids}
     at: float = connection.execute(sa.select(now())).scalar_one()
+    used = of_key | {"until": at}
     spending = Spending(at=at)
     if allowance.requests_per_minute is not None or allowance.pixel_steps_per_minute is not None:
-        minute = connection.execute(SUMS, {**of_key, "since": at - MINUTE_SECONDS}).one()
+        minute = connection.execute(SUMS, {**used, "since": at - MINUTE_SECONDS}).one()
         steps = int(minute.pixel_steps)
         spending = replace(spending, num_requests=minute.num_runs, pixel_steps=steps, oldest_at=minute.oldest_at)
     if allowance.images_per_day is not None:
-        day = connection.execute(SUMS, {**of_key, "since": at - at % DAY_SECONDS}).one()
+        day = connection.execute(SUMS, {**used, "since": at - at % DAY_SECONDS}).one()
         spending = replace(spending, num_images=day.num_images)
     if allowance.max_queued_runs is not None or allowance.max_open_runs is not None:
         num_queued = connection.execute(NUM_QUEUED, of_key).scalar_one()
@@ -212,7 +214,7 @@ def _check_quotas(connection: Connection, family: _Family, spending: Spending, n
         (allowance.pixel_steps_per_minute, spending.pixel_steps, params.pixel_steps, "pixel-steps"),
     ):
         if limit is not None and count + cost > limit:
-            since = {"key_ids": family.key_ids, "since": spending.at - MINUTE_SECONDS}
+            since = {"key_ids": family.key_ids, "since": spending.at - MINUTE_SECONDS, "until": spending.at}
             uses = [
                 (row.at, row.num_runs if what == "requests" else row.pixel_steps)
                 for row in connection.execute(EACH, since)

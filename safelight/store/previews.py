@@ -33,8 +33,9 @@ class PreviewFolder:
         return await asyncio.to_thread(self._version, run_id)
 
     async def remove(self, run_id: str) -> None:
-        """The run is no longer drawn."""
-        await asyncio.to_thread(self._file(run_id).unlink, missing_ok=True)
+        """The run is no longer drawn. Where the disk will not, the sweep does it later."""
+        with suppress(OSError):
+            await asyncio.to_thread(self._file(run_id).unlink, missing_ok=True)
 
     async def sweep(self, older_than_seconds: float = 600.0) -> int:
         """Remove what a worker that died has left; how many files that were."""

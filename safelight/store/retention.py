@@ -48,20 +48,23 @@ class Retention:
         self._images = kept_images
 
     async def expire_images(self, *, max_bytes: int) -> Expiry:
-        """Remove the images of the runs that ended first until all images fit; the runs stay. One
-        transaction per batch.
+        """Remove the images of the runs that ended first until all images fit; the runs stay. They are counted once,
+        by a read, since counting takes long where there are many; one short transaction per batch.
 
         Runs that have not ended, or that a webhook is still to be told of, keep theirs:
         `bytes_over_budget` may be left.
         """
+        over = await self._database.read(_bytes_over, max_bytes)
         num_runs = num_bytes = 0
-        while True:
-            batch, paths = await self._database.write(_expire_images, max_bytes)
+        while num_bytes < over:
+            sizes = await self._database.read(_oldest, _with_images().limit(PRUNE_BATCH), over - num_bytes)
+            gone, paths = await self._database.write(_expire_images, list(sizes))
             await self._images.remove(paths)
-            num_runs, num_bytes = num_runs + batch.num_runs_without_images, num_bytes + batch.image_bytes
-            if not batch.num_runs_without_images or not batch.bytes_over_budget:
-                over = batch.bytes_over_budget
-                return Expiry(num_runs_without_images=num_runs, image_bytes=num_bytes, bytes_over_budget=over)
+            num_runs, num_bytes = num_runs + len(gone), num_bytes + sum(sizes[run_id] for run_id in gone)
+            if not gone:
+                break
+        over = max(0, over - num_bytes)
+        return Expiry(num_runs_without_images=num_runs, image_bytes=num_bytes, bytes_over_budget=over)
 
     async def expire_deliveries(self, *, older_than_seconds: float) -> int:
         """Forget deliveries that old whose run is gone and that are not on their way. One transaction per batch."""
@@ -113,28 +116,30 @@ def _with_images() -> sa.Select[tuple[str, int]]:
     )
 
 
-def _expire_images(connection: Connection, max_bytes: int) -> tuple[Expiry, list[str]]:
-    over = connection.execute(KEPT_BYTES).scalar_one() - max_bytes
-    run_ids, num_bytes = _oldest(connection, _with_images().limit(PRUNE_BATCH), over)
-    if not run_ids:
-        return Expiry(bytes_over_budget=max(0, over)), []
-    paths = list(connection.execute(sa.select(images.c.path).where(images.c.run_id.in_(run_ids))).scalars())
-    paths += inputs.paths_of(connection, run_ids)
-    connection.execute(sa.update(runs).where(runs.c.id.in_(run_ids)).values(images_expired_at=now()))
-    left = max(0, over - num_bytes)
-    return Expiry(num_runs_without_images=len(run_ids), image_bytes=num_bytes, bytes_over_budget=left), paths
+def _bytes_over(connection: Connection, max_bytes: int) -> int:
+    num_bytes: int = connection.execute(KEPT_BYTES).scalar_one()
+    return num_bytes - max_bytes
 
 
-def _oldest(connection: Connection, query: sa.Select[tuple[str, int]], over: int) -> tuple[list[str], int]:
-    """As many runs of `query` as hold `over` bytes, and what they hold."""
-    run_ids: list[str] = []
+def _expire_images(connection: Connection, run_ids: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Which of these runs may still lose their images and now have, and the paths of those."""
+    may_go = (runs.c.id.in_(run_ids), HAS_IMAGES, ~IS_WAITED_FOR)
+    gone = sa.update(runs).where(*may_go).values(images_expired_at=now()).returning(runs.c.id)
+    gone_ids = list(connection.execute(gone).scalars())
+    paths = list(connection.execute(sa.select(images.c.path).where(images.c.run_id.in_(gone_ids))).scalars())
+    return gone_ids, paths + inputs.paths_of(connection, gone_ids)
+
+
+def _oldest(connection: Connection, query: sa.Select[tuple[str, int]], over: int) -> dict[str, int]:
+    """As many runs of `query` as hold `over` bytes, with what each holds."""
+    sizes: dict[str, int] = {}
     num_bytes = 0
     for row in connection.execute(query) if over > 0 else ():
-        run_ids.append(row.id)
+        sizes[row.id] = row.num_bytes
         num_bytes += row.num_bytes
         if num_bytes >= over:
             break
-    return run_ids, num_bytes
+    return sizes
 
 
 def _expire_deliveries(connection: Connection, older_than_seconds: float) -> int:
@@ -160,11 +165,12 @@ def _preview(connection: Connection, older_than_seconds: float, max_bytes: int |
     if max_bytes is not None:
         over = max(0, connection.execute(KEPT_BYTES).scalar_one() - run_bytes - max_bytes)
     still_there = _with_images().where(runs.c.ended_at >= now() - older_than_seconds)
-    run_ids, num_bytes = _oldest(connection, still_there, over)
+    sizes = _oldest(connection, still_there, over)
+    num_bytes = sum(sizes.values())
     return Expiry(
         num_runs=num_runs,
         run_bytes=run_bytes,
-        num_runs_without_images=len(run_ids),
+        num_runs_without_images=len(sizes),
         image_bytes=num_bytes,
         num_deliveries=connection.execute(old_log).scalar_one(),
         bytes_over_budget=max(0, over - num_bytes),

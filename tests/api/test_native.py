@@ -334,3 +334,15 @@ def test_loras_are_read_and_must_be_the_deployments():
 )
 def test_loras_of_another_shape_are_refused(value: object, rule: str):
     assert rule in wrong_fields(loras=value)["loras"]
+
+
+@pytest.mark.parametrize("tail", ['\\"', "\\\\", '"', "\\"])
+def test_a_string_that_never_ends_is_read_once_and_refused(tail: str):
+    # Read again from each of its quotes, this would take hours.
+    with pytest.raises(MalformedBody, match=r"levels deep|is not JSON"):
+        native.parse_body(("[" * 33 + '"' + tail * 500_000).encode())
+
+
+def test_brackets_in_strings_are_no_depth():
+    prompt = '[[a \\ "house"]]' * 20
+    assert native.parse_body(json.dumps({"prompt": prompt, "x": [[[1]]]}).encode())["prompt"] == prompt

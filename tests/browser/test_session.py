@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -328,6 +329,17 @@ def _settled(site: Site) -> dict[str, list[object]]:
     while "pending" in str((state := _state(site))["deliveries"]):
         time.sleep(0.02)
     return state
+
+
+def test_a_small_picture_is_shown_where_none_can_be_kept(site: Site, signed_in: httpx2.Client) -> None:
+    run_id = site.drawn("small", width=512, height=256)
+    folder = site.data / "thumbnails"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.write_bytes(b"")
+    try:
+        assert signed_in.get(f"/dashboard/runs/{run_id}/thumbnails/0").headers["content-type"] == "image/webp"
+    finally:
+        folder.unlink()
 
 
 def test_a_small_picture_is_made_once_and_goes_with_its_run(site: Site, signed_in: httpx2.Client) -> None:

@@ -47,6 +47,12 @@ async def test_a_torn_file_is_passed_over(folder: CheckpointFolder, tmp_path: Pa
     assert await folder.newest(RUN) == b"whole"
 
 
+async def test_a_file_that_cannot_be_read_is_passed_over(folder: CheckpointFolder, tmp_path: Path) -> None:
+    await folder.write(RUN, 1, b"whole")
+    (tmp_path / "checkpoints" / f"{RUN}.2").mkdir()
+    assert await folder.newest(RUN) == b"whole"
+
+
 async def test_removing_leaves_runs_of_a_longer_name(folder: CheckpointFolder, tmp_path: Path) -> None:
     await folder.write(RUN, 1, b"")
     await folder.write(OTHER, 1, b"")

@@ -75,3 +75,13 @@ async def test_a_run_that_waits_past_its_deadline_ends_and_no_other(store: Store
     assert await kinds_of(store, late.id) == ["queued", "failed"]
     assert await store.runs.end_overdue() == []
     assert {(await store.runs.get(run.id)).status for run in [*others, running]} == {RunStatus.QUEUED}
+
+
+async def test_a_run_that_has_begun_goes_on_however_late_it_is(store: Store) -> None:
+    run = await submit(store, deadline_ms=1)
+    await store.runs.release(await claim_one(store))
+    await store._database.write(
+        lambda connection: connection.exec_driver_sql("UPDATE runs SET deadline_at = deadline_at - 1 WHERE TRUE")
+    )
+    assert await store.runs.end_overdue() == []
+    assert (await claim_one(store)).run.id == run.id

@@ -188,6 +188,40 @@ async def test_gone_disables_at_once_and_ends_what_waits(store: Store) -> None:
     assert await store.deliveries.seconds_to_next() is None
 
 
+async def test_what_an_address_says_that_an_endpoint_has_left_is_nothing_about_it(store: Store) -> None:
+    endpoint = await make(store)
+    await end_one(store)
+    [delivery] = await store.deliveries.claim_due(limit=10, lease_seconds=60)
+    await store.webhook_endpoints.update(endpoint.id, url=HOOK)
+    recorded = await record(store, delivery, 410, give_up=True)
+    assert (recorded.status, recorded.url, recorded.num_attempts) == (DeliveryStatus.PENDING, HOOK, 1)
+    seen = await store.webhook_endpoints.get(endpoint.id)
+    assert (seen.status, seen.failing_since) == (EndpointStatus.ENABLED, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("url = 'https://moved.example/', host = 'moved.example'", [("https://moved.example/", "moved.example")]),
+        ("status = 'disabled'", []),
+    ],
+)
+async def test_a_delivery_made_beside_a_change_of_its_endpoint_heeds_it_when_it_is_due(
+    store: Store, change: str, expected: list[tuple[str, str]]
+) -> None:
+    endpoint = await make(store)
+    await end_one(store)
+    # As where the transaction of the end did not see that of the change, nor that one the delivery.
+    await store._database.write(
+        lambda connection: connection.exec_driver_sql(f"UPDATE webhook_endpoints SET {change} WHERE TRUE")
+    )
+    due = await store.deliveries.claim_due(limit=10, lease_seconds=60)
+    assert [(each.url, each.host) for each in due] == expected
+    [kept] = await sent_to(store, endpoint)
+    if not expected:
+        assert (kept.status, kept.reason) == (DeliveryStatus.FAILED, "the endpoint was disabled")
+
+
 async def test_only_failures_for_long_enough_disable_and_one_success_is_forgiveness(store: Store) -> None:
     endpoint = await make(store)
     await end_one(store)

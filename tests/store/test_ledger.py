@@ -67,6 +67,15 @@ async def test_requests_over_the_rate_are_refused_until_the_first_is_a_minute_ol
         await ask(store, key)
 
 
+async def test_runs_of_before_a_clock_was_set_back_are_not_of_the_last_minute(store: Store) -> None:
+    key = await key_with(store, requests_per_minute=1, images_per_day=2)
+    await ask(store, key)
+    await backdate(store, seconds=-7200)
+    await ask(store, key)
+    with pytest.raises(RateLimited):
+        await ask(store, key)
+
+
 async def test_pixel_steps_over_the_rate_wait_for_enough_of_them(store: Store) -> None:
     key = await key_with(store, pixel_steps_per_minute=4 * SMALL.pixel_steps)
     await ask(store, key)

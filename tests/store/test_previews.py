@@ -29,3 +29,8 @@ async def test_what_nobody_writes_anew_is_swept(tmp_path: Path) -> None:
     os.utime(tmp_path / "previews" / "old.png", (1.0, 1.0))
     assert await folder.sweep() == 1
     assert (await folder.read("old"), await folder.read("new")) == (None, b"picture")
+
+
+async def test_one_that_cannot_be_removed_harms_nobody(tmp_path: Path) -> None:
+    (tmp_path / "run.png").mkdir()
+    await PreviewFolder(tmp_path).remove("run")

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import threading
 import time
@@ -392,3 +393,16 @@ async def test_one_thing_after_the_other_is_done_over_the_same_connections(store
 def _slow_name(connection: Connection) -> None:
     connection.exec_driver_sql("SELECT 1").scalar()
     time.sleep(0.05)
+
+
+async def test_a_disk_that_refuses_to_write_is_said_and_outlived(store: Store, data: Path) -> None:
+    await submit(store)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # As where a quota is used up: another error than that of a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(StorageFull, match="quota"):
+            await submit(store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    await submit(store)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import logging
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -57,3 +59,20 @@ def test_every_gpu_is_drawn_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     monkeypatch.setattr(Path, "exists", lambda path: True)
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: answer)
     assert supervisor._devices() == ("cuda:0", "cuda:1") and not caplog.records
+
+
+def test_its_own_door_is_found_past_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Yes(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with http.server.HTTPServer(("127.0.0.1", 0), Yes) as door:
+        answering = threading.Thread(target=door.handle_request)
+        answering.start()
+        assert supervisor.answers(f"http://127.0.0.1:{door.server_port}/health")
+        answering.join()

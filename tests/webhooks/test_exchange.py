@@ -155,6 +155,8 @@ async def test_retry_after_is_read_where_it_has_a_meaning(status: int) -> None:
         ("", None),
         ("9" * 5000, 999999999.0),
         ("Thu, 99 Jan 1970 00:00:00 GMT", None),
+        ("Thu, 01 Jan 1970 00:00:00 +99999999999999", None),
+        ("Thu, 01 Jan 19700000000000 00:00:00 GMT", None),
     ],
 )
 def test_retry_after_is_seconds_or_a_date(text: str, expected: float | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import os
 import secrets
 from collections.abc import Awaitable, Callable
@@ -12,6 +13,8 @@ from pathlib import Path
 from safelight.errors import NotFound
 from safelight.runs import ImageRecord
 from safelight.store.images import thumbnail_of
+
+log = logging.getLogger(__name__)
 
 MAX_SIDE = 320
 MEDIA_TYPE = "image/webp"
@@ -43,12 +46,21 @@ class Thumbnails:
 def _read(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return None
 
 
 def _make(large: bytes, path: Path) -> bytes:
     small = _shrink(large)
+    try:
+        _keep(small, path)
+    except OSError as error:
+        # It is only not made again next time.
+        log.warning("a small picture could not be kept", extra={"reason": str(error)})
+    return small
+
+
+def _keep(small: bytes, path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -59,7 +71,6 @@ def _make(large: bytes, path: Path) -> bytes:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    return small
 
 
 def _shrink(large: bytes) -> bytes:

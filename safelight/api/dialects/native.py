@@ -34,7 +34,8 @@ PICTURE_KEYS = ("init_image", "mask")
 _LONGEST_INTEGER = 300
 _INTEGER = re.compile(r"[+-]?[0-9]{1,300}(\.0{0,300})?")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,300}(\.[0-9]{0,300})?|\.[0-9]{1,300})([eE][+-]?[0-9]{1,9})?")
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+# Nothing here can be tried twice, nor a string that does not end: one pass, whatever the body.
+_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 _RUN_IMAGE = re.compile(r"run:([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([0-9]{1,4})")
 _DATA_URL = re.compile(r"^data:image/[a-z+.-]{1,20};base64,")
 _DROPPED_KEYS = frozenset({"hf_token"})
@@ -191,9 +192,17 @@ def _read_integer(digits: str) -> int | float:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise _Unreadable(f"{shorten(value)} is not a string")
-    if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+    if "\0" in value or not _is_encodable(value):
         raise _Unreadable("holds NUL or half a surrogate pair, which are not text; leave them out")
     return value
+
+
+def _is_encodable(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _integer(value: object) -> int:
