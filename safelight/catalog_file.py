@@ -119,6 +119,6 @@ def _typed(table: Mapping[str, object], key: str, kind: type) -> Any:
 
 
 def _one_of(kind: type[StrEnum], key: str, value: object) -> Any:
-    if value not in set(kind):
+    if not isinstance(value, str) or value not in set(kind):
         raise ValueError(f"{key} is {value!r}, not one of {', '.join(kind)}")
     return kind(str(value))

@@ -15,13 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, FieldSerializationInfo, Secre
 from safelight.errors import ConfigError
 
 PREFIX = "SAFELIGHT_"
+NO_SETTINGS = frozenset({PREFIX + "CONFIG", PREFIX + "KEY"})
+"""The settings file, and the key that the dashboard's examples for callers take from there."""
 """Environment variables are this plus the path of the setting: SAFELIGHT_SERVER__PORT=8001."""
 
 Seconds = Annotated[float, Field(gt=0)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ServerSettings(_Section):
@@ -41,6 +43,7 @@ class ServerSettings(_Section):
     )
     receive_timeout_seconds: Seconds = Field(
         15.0,
+        le=86400,
         description="A request must have arrived whole by then, from its first byte or a new connection's beginning.",
     )
     max_queued_runs: int = Field(1000, ge=1, description="Runs that may wait; more are refused with 429.")
@@ -218,7 +221,7 @@ def load_settings(
     if path is not None:
         tree = _read_toml(path)
     for name, text in environ.items():
-        if name.startswith(PREFIX) and name != PREFIX + "CONFIG":
+        if name.startswith(PREFIX) and name not in NO_SETTINGS:
             _put(tree, name.removeprefix(PREFIX).lower().split("__"), _parse(text))
     for dotted, value in (flags or {}).items():
         if value is not None:
@@ -246,7 +249,7 @@ def _read_toml(path: Path) -> dict[str, object]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"the settings file {path} cannot be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the settings file {path} is not TOML: {error}") from error
 
 

@@ -40,14 +40,14 @@ def read_header(file: Path) -> Header:
         raise ModelError(f"{file} cannot be read: {error.strerror}") from error
     try:
         entries = json.loads(text)
-        metadata = entries.pop("__metadata__", {})
+        metadata = {str(name): str(text) for name, text in dict(entries.pop("__metadata__", None) or {}).items()}
         shapes = {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
         end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-    except (ValueError, KeyError, AttributeError, TypeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, IndexError, OverflowError, RecursionError) as error:
         raise ModelError(f"{file} is damaged (its header cannot be read); download it again") from error
     if num_bytes < 8 + length + end:
         raise ModelError(f"{file} is damaged ({num_bytes} bytes of {8 + length + end}); download it again")
-    return Header(file, shapes, {str(name): str(text) for name, text in dict(metadata).items()})
+    return Header(file, shapes, metadata)
 
 
 def pickle_message(file: Path, out: Path | None = None) -> str:

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
     DisabledRepoError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -36,6 +37,7 @@ _PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
 _SMALL = (".json", ".txt", ".model")
 _SHA_256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 4 * 2**20
+_ANSWER_SECONDS = 30.0
 
 _OUT_OF_REACH = (OSError, httpx2.HTTPError, OfflineModeIsEnabled, HfHubHTTPError)
 
@@ -93,14 +95,16 @@ def _find(entry: CatalogEntry, endpoint: str | None) -> Offer:
     gone: list[str] = []
     for source in entry.hub:
         try:
-            info = HfApi(endpoint=endpoint).model_info(source.repository, revision=source.commit, files_metadata=True)
+            info = HfApi(endpoint=endpoint).model_info(
+                source.repository, revision=source.commit, timeout=_ANSWER_SECONDS, files_metadata=True
+            )
         except GatedRepoError as error:
             raise ModelError(
                 f"{source.repository} is gated: accept its licence at https://huggingface.co/{source.repository},"
                 " log in with"
                 " `hf auth login` (or set HF_TOKEN), and run this again"
             ) from error
-        except (RepositoryNotFoundError, RevisionNotFoundError, DisabledRepoError):
+        except (RepositoryNotFoundError, RevisionNotFoundError, DisabledRepoError, HFValidationError):
             gone.append(source.repository)
             continue
         except _OUT_OF_REACH as error:

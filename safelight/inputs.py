@@ -22,7 +22,13 @@ MAX_INPUT_PIXELS = 4096 * 4096
 
 MIN_INPUT_SIDE = 8
 
-_FORMATS = {"PNG": OutputFormat.PNG, "JPEG": OutputFormat.JPEG, "WEBP": OutputFormat.WEBP}
+_FORMATS = {
+    "PNG": OutputFormat.PNG,
+    "JPEG": OutputFormat.JPEG,
+    "WEBP": OutputFormat.WEBP,
+    # A JPEG with others behind it, as telephones write them: the first one counts.
+    "MPO": OutputFormat.JPEG,
+}
 _SIDEWAYS = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
 _WHITE = 128
@@ -82,11 +88,28 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _scaled(data: bytes, mode: str, height: int, width: int) -> Image.Image:
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with Image.open(io.BytesIO(data), formats=list(_FORMATS)) as image:
-        shown = _with_8_bits(ImageOps.exif_transpose(image)).convert(mode)
+        shown = _with_8_bits(_upright(image)).convert(mode)
     return shown if shown.size == (width, height) else shown.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As it is shown. Pillow's own way writes the rest of the EXIF anew too, which fails where that is odd."""
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    turn = turns.get(image.getexif().get(_ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _with_8_bits(image: Image.Image) -> Image.Image:

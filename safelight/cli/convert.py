@@ -32,8 +32,9 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Write the weights of a pickled checkpoint as safetensors, without running what is in it."""
+    _check_file(file)
     target = out or file.with_suffix(".safetensors")
-    _check(file, target)
+    _check_target(target)
     answer = _convert(file, target)
     if not answer["has_left_network"]:
         explain("note: this system gives a process no network of its own; it could open no sockets all the same")
@@ -44,8 +45,8 @@ def convert(
     _explain_next(target)
 
 
-def _check(file: Path, target: Path) -> None:
-    """Raises ModelError before anything is begun."""
+def _check_file(file: Path) -> None:
+    """Raises ModelError for what is no pickle."""
     if not file.is_file():
         raise ModelError(f"{file} is missing; name a checkpoint file that is there")
     try:
@@ -54,6 +55,10 @@ def _check(file: Path, target: Path) -> None:
         pass
     else:
         raise ModelError(f"{file} is a safetensors file already, whatever its name; serve it with `safelight deploy`")
+
+
+def _check_target(target: Path) -> None:
+    """Raises ModelError before anything is begun."""
     if target.exists():
         raise ModelError(f"{target} exists; name another file with --out")
     if not target.parent.is_dir():
@@ -71,7 +76,8 @@ def _convert(file: Path, target: Path) -> dict[str, object]:
                 raise ModelError(f"{file} was not converted: it {printable(answer['error'])[:_MAX_REASON_CHARS]}")
             os.fsync(opened.fileno())
         read_header(unfinished)
-        unfinished.chmod(0o644)
+        # To be read by whoever may read the original.
+        unfinished.chmod(file.stat().st_mode & 0o666)
         unfinished.rename(target)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from itertools import count
 from pathlib import Path
@@ -40,6 +41,8 @@ class PictureFolder:
         except OSError as error:
             reason = error.strerror or error
             raise ConfigError(f"{self._folder} cannot be made: {reason}; name another one with --out") from error
+        if not os.access(self._folder, os.W_OK | os.X_OK):
+            raise ConfigError(f"{self._folder} cannot be written into; name another one with --out")
 
     def write(self, picture: bytes, *, seed: int | None, output_format: OutputFormat = OutputFormat.PNG) -> Path:
         """Write under a name nothing has yet."""

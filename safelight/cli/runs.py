@@ -107,7 +107,9 @@ def images(
             path = out / f"{run.id}-{image.index}.{image.output_format}"
             picture = await store.images.read(image.path)
             if not path.exists():
-                path.write_bytes(picture)
+                beside = path.with_name(f".{path.name}.part")
+                beside.write_bytes(picture)
+                beside.replace(path)
             written.append(path)
         return written
 

@@ -34,7 +34,7 @@ from safelight.client.answers import (
 )
 from safelight.client.errors import error_from, unreachable
 from safelight.client.feed import EventFeed
-from safelight.errors import ConfigError, FieldError, InvalidFields, TryLater, Unauthorized, WaitTimeout
+from safelight.errors import ConfigError, FieldError, InvalidFields, NotFound, TryLater, Unauthorized, WaitTimeout
 from safelight.version import __version__
 
 T = TypeVar("T")
@@ -190,7 +190,13 @@ class Calls:
             accepted = {**headers, "accept": "text/event-stream"}
             return self._request("GET", _run_path(run_id, "events"), SILENCE_SECONDS, headers=accepted)
 
-        return EventFeed(request, self.pause_before_retry, max_retries=self._patience.max_retries, after=after)
+        return EventFeed(
+            request,
+            self.pause_before_retry,
+            max_retries=self._patience.max_retries,
+            max_retry_after_seconds=self._patience.max_retry_after_seconds,
+            after=after,
+        )
 
     def pause_before_retry(self, num_tries: int, error: TryLater) -> float:
         """What the server asked for, or a wait that doubles, whichever is longer; with jitter."""
@@ -207,6 +213,8 @@ class Calls:
             look_seconds = min(1.5 * look_seconds, LONGEST_LOOK_SECONDS)
         if (error := error_of(record)) is not None:
             raise error
+        if len(record.images) < record.params.num_images_per_prompt:
+            raise NotFound("the pictures of the run have expired", code="image_not_found", run_id=run_id)
         image_bytes = []
         for image in record.images:
             image_bytes.append((yield from self.image(run_id, image.index, deadline=deadline)))

@@ -129,6 +129,6 @@ def _retry_after(response: httpx2.Response) -> float:
         return float(text[:9])
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+        return max(0.0, (date - datetime.now(UTC)).total_seconds()) if date.tzinfo else DEFAULT_RETRY_SECONDS
+    except (ValueError, OverflowError):
         return DEFAULT_RETRY_SECONDS
-    return max(0.0, (date - datetime.now(UTC)).total_seconds()) if date.tzinfo else DEFAULT_RETRY_SECONDS

@@ -24,12 +24,14 @@ class EventFeed:
         pause_before_retry: Callable[[int, TryLater], float],
         *,
         max_retries: int,
+        max_retry_after_seconds: float,
         after: int,
     ) -> None:
         self._build = request
         self._request: httpx2.Request | None = None
         self._pause_before_retry = pause_before_retry
         self._max_retries = max_retries
+        self._max_retry_after_seconds = max_retry_after_seconds
         self._seen = after
         self._num_failures = 0
         self.has_ended = False
@@ -69,6 +71,6 @@ class EventFeed:
 
     def _next_pause(self, error: TryLater, cause: Exception | None = None) -> float:
         self._num_failures += 1
-        if self._num_failures > self._max_retries:
+        if self._num_failures > self._max_retries or error.retry_after_seconds > self._max_retry_after_seconds:
             raise error from cause
         return self._pause_before_retry(self._num_failures, error)

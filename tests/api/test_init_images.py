@@ -9,11 +9,11 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from safelight.config import ServerSettings
 from safelight.inputs import look_at, start_mask, start_pixels
-from safelight.runs import InputName
+from safelight.runs import InputName, OutputFormat
 
 from .house import solid_png
 
@@ -144,6 +144,9 @@ async def test_only_pictures_make_a_body_large(house, make_house):
     assert (await submit(house, init_image=large, note="x" * 70_000)).status_code == 413
     assert (await submit(house, note=large)).status_code == 413
     assert (await submit(house, note="init_image" + large)).status_code == 413
+    assert (await submit(house, init_image="", note=[[]] * 30_000)).status_code == 413, "many small values take long"
+    assert (await submit(house, note=[{"mask": large[:100]}] * 30_000)).status_code == 413
+    assert (await submit(house, init_image=large.replace("/", "\\/"))).status_code != 413
     async with make_house(ServerSettings(max_picture_bytes=1000)) as narrow:
         assert (await submit(narrow, init_image=large)).status_code == 413
 
@@ -195,3 +198,33 @@ def test_white_of_a_mask_is_painted_anew():
 
 def test_a_picture_is_scaled_to_the_run():
     assert start_pixels(picture(64, 96), 48, 32).shape == (48, 32, 3)
+
+
+def test_a_photograph_of_a_telephone_is_a_jpeg():
+    buffer = io.BytesIO()
+    first, second = (Image.open(io.BytesIO(picture(64, 32, kind="JPEG"))) for _ in range(2))
+    first.save(buffer, "MPO", save_all=True, append_images=[second])
+    assert look_at(buffer.getvalue()).format is OutputFormat.JPEG
+    assert start_pixels(buffer.getvalue(), 32, 64).shape == (32, 64, 3)
+
+
+def test_a_sideways_picture_with_odd_exif_is_turned_all_the_same():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "maker", 72.0
+    odd = bytearray(exif.tobytes())
+    # The fraction is under a number that belongs to integers: Pillow reads that, and cannot write it again.
+    odd[41] = 45
+    data = picture(64, 32, kind="JPEG", exif=bytes(odd))
+    assert (look_at(data).width, look_at(data).height) == (32, 64)
+    assert start_pixels(data, 64, 32).shape == (64, 32, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it(orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    noise = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG", exif=exif)
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(buffer)))
+    assert np.array_equal(start_pixels(buffer.getvalue(), *shown.shape[:2]), shown)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safelight.api.dialects import native
 from safelight.api.params import FRESH_SEEDS, complete, find_wrong
 from safelight.deployments import Defaults, Deployment, Limits, Serving
-from safelight.errors import MalformedBody
+from safelight.errors import BodyTooLarge, MalformedBody
 from safelight.runs import MAX_SEED, ImageRecord, LoraUse, OutputFormat, Run, RunParams, RunStatus, SamplerName
 
 from .house import EXAMPLE_BODY
@@ -346,3 +346,19 @@ def test_a_string_that_never_ends_is_read_once_and_refused(tail: str):
 def test_brackets_in_strings_are_no_depth():
     prompt = '[[a \\ "house"]]' * 20
     assert native.parse_body(json.dumps({"prompt": prompt, "x": [[[1]]]}).encode())["prompt"] == prompt
+
+
+@pytest.mark.parametrize(
+    ("body", "is_taken"),
+    [
+        (b'{"init_image": "' + b"A" * 2000 + b'", "x": 1}', True),
+        (b'{"mask" : "' + b"A\\/" * 700 + b'", "init_image":"' + b"A" * 2000 + b'"}', True),
+        (b'{"init_image": "", "x": [' + b"[]," * 700 + b"[]]}", False),
+        (b'{"x": [' + b'{"mask": ""},' * 700 + b"1]}", False),
+        (b'{"x": "' + b'\\"init_image\\": \\"' * 200 + b'"}', False),
+        (b'{"init_image": "' + b"A" * 2000, False),
+    ],
+)
+def test_what_is_beside_the_pictures_is_measured_before_it_is_parsed(body: bytes, is_taken: bool):
+    with contextlib.nullcontext() if is_taken else pytest.raises(BodyTooLarge):
+        native.check_size(body, max_bytes=1024)

@@ -173,6 +173,21 @@ def test_copy_as_curl_asks_for_that_very_picture(open_page: Open) -> None:
     assert f'"seed": {seed}' in copied and "quoted" in copied
 
 
+def test_keys_that_are_held_down_ask_once(open_page: Open) -> None:
+    page = open_page("/dashboard/playground")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+    page.fill("#prompt", "a held key")
+    page.keyboard.down("Control")
+    for _ in range(5):
+        page.keyboard.down("Enter")
+    page.keyboard.up("Enter")
+    page.keyboard.up("Control")
+    page.click("#cancel")
+    expect(page.locator("#draw")).to_be_enabled()
+    assert len([url for url in asked if not url.endswith("/cancel")]) == 1
+
+
 def test_a_run_is_cancelled_from_the_playground(open_page: Open, site: Site) -> None:
     page = open_page("/dashboard/playground")
     draw(page, "too slow", steps=150, pictures=8)

@@ -200,6 +200,13 @@ def test_a_gated_repository_says_how_to_get_in(hub: HubDouble, tmp_path: Path) -
         fetch(ENTRY, tmp_path / "hub", endpoint=hub.url)
 
 
+@pytest.mark.parametrize("name", ["our/model.git", "our/mo--del", "our/mo..del"])
+def test_a_name_that_no_repository_can_have_is_not_there(hub: HubDouble, tmp_path: Path, name: str) -> None:
+    entry = replace(ENTRY, hub=(HubSource(name, None),))
+    with pytest.raises(ModelError, match="the hub has no"):
+        fetch(entry, tmp_path / "hub", endpoint=hub.url)
+
+
 def test_without_network_the_ways_out_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot be asked for our/model .*check the network.*setting models"):
         fetch(ENTRY, tmp_path / "hub", endpoint="http://127.0.0.1:9")

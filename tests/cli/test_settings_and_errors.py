@@ -13,6 +13,7 @@ from safelight.cli.doctor import Verdict, examine
 from safelight.cli.machine import Torch
 from safelight.cli.output import size
 from safelight.config import Settings, StoreSettings, load_settings
+from safelight.errors import ConfigError
 from safelight.version import __version__
 
 from .conftest import House
@@ -140,3 +141,30 @@ def test_sizes_are_said_as_people_say_them() -> None:
         "45.0 MB",
         "2.6 GB",
     ]
+
+
+def test_the_key_of_the_dashboards_examples_is_no_setting() -> None:
+    assert load_settings(environ={"SAFELIGHT_KEY": "sl_live_x"}) == load_settings(environ={})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("store.retention_days", "inf"),
+        ("server.sync_timeout_seconds", "nan"),
+        ("server.receive_timeout_seconds", "3000000"),
+    ],
+)
+def test_numbers_without_end_are_refused_by_their_setting(name: str, value: str, tmp_path: Path) -> None:
+    section, setting = name.split(".")
+    file = tmp_path / "settings.toml"
+    file.write_text(f"[{section}]\n{setting} = {value}\n")
+    with pytest.raises(ConfigError, match=name):
+        load_settings(file, environ={})
+
+
+def test_a_settings_file_that_is_no_text_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load_settings(file, environ={})

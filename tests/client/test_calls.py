@@ -114,6 +114,19 @@ def test_retry_after_is_honoured_and_lengthened_by_jitter_only(
     assert 7 <= slept[0] <= 7 * 1.25
 
 
+def test_a_retry_after_that_no_calendar_holds_is_none(stub: Stub, connect: MakeClient, slept: list[float]) -> None:
+    never = "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"
+    stub.on(PREDICT, problem(429, "overloaded", "busy", Retry_After=never), envelope(b"p"))
+    connect(stub.url).predict("pinhole", "a lamp")
+    assert len(slept) == 1
+
+
+def test_a_run_whose_pictures_have_expired_is_no_empty_success(stub: Stub, connect: MakeClient) -> None:
+    stub.on(f"GET /runs/{RUN_ID}", answer(run_json(images=[])))
+    with pytest.raises(errors.NotFound, match="have expired"):
+        connect(stub.url).wait(RUN_ID)
+
+
 def test_a_retry_after_beyond_patience_is_told_at_once(stub: Stub, connect: MakeClient, slept: list[float]) -> None:
     stub.on(PREDICT, problem(429, "overloaded", "busy for long", Retry_After="900"))
     with pytest.raises(errors.Overloaded) as caught:

@@ -105,3 +105,12 @@ def test_an_event_that_cannot_be_read_is_an_error(stub: Stub, connect: MakeClien
     stub.on(EVENTS, stream(b"event: queued\nid: 1\ndata: {\n\n"))
     with pytest.raises(UnexpectedAnswer):
         list(connect(stub.url).events(RUN_ID))
+
+
+def test_a_stream_that_is_refused_for_longer_than_patience_is_told_at_once(
+    stub: Stub, connect: MakeClient, slept: list[float]
+) -> None:
+    stub.on(EVENTS, problem(503, "overloaded", "down for the day", Retry_After="86400"))
+    with pytest.raises(errors.TryLater, match="down for the day"):
+        list(connect(stub.url).events(RUN_ID))
+    assert slept == []

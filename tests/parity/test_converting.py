@@ -169,3 +169,16 @@ def test_what_reads_a_file_is_locked_in_before_it_looks_at_it(tmp_path: Path) ->
 
 def test_what_the_process_says_commands_no_terminal() -> None:
     assert printable("asks for \x1b[2Jposix.system\n") == "asks for ?[2Jposix.system?"
+
+
+def test_weights_are_read_by_those_who_may_read_the_original(tmp_path: Path) -> None:
+    private = tmp_path / "private.ckpt"
+    torch.save({"a": torch.zeros(2)}, private)
+    private.chmod(0o600)
+    assert run("convert", private).exit_code == 0
+    assert private.with_suffix(".safetensors").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_folder_is_no_checkpoint() -> None:
+    answer = run("convert", Path())
+    assert answer.exit_code == 1 and ". is missing" in answer.output

@@ -90,7 +90,9 @@ def _busy_shares(runs: Sequence[EndedRun], at: float) -> tuple[float, ...]:
     """For each hour, the share of it in which at least one run was being drawn."""
     busy = [0.0] * NUM_HOURS
     covered_to = at - DAY_SECONDS
-    for start, end in sorted((run.started_at, run.ended_at or at) for run in runs if run.started_at is not None):
+    # A clock that was set back leaves runs that ended later than now.
+    drawn = ((run.started_at, min(run.ended_at or at, at)) for run in runs if run.started_at is not None)
+    for start, end in sorted(drawn):
         begin = max(start, covered_to)
         while begin < end:
             hours_ago = min(int((at - begin) / HOUR_SECONDS), NUM_HOURS - 1)

@@ -46,8 +46,8 @@ async def predict(
     """
     served = await service.resolve(deployment)
     received = await read_json_body(request, settings, large_keys=native.PICTURE_KEYS)
+    native.check_size(received, max_bytes=settings.max_body_bytes)
     body = native.parse_body(received)
-    native.check_size(body, len(received), max_bytes=settings.max_body_bytes)
     idempotency_key = _idempotency_key(request)
     run = await service.submit(
         key,

@@ -14,7 +14,8 @@ if (form) {
     draw();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+    const isAsked = event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat;
+    if (isAsked && !button.disabled && !event.target.closest("a")) form.requestSubmit();
   });
   element("cancel").addEventListener("click", cancel);
   const chooser = form.querySelector("select[name=deployment]");
