@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import TypeVar
 
 from safelight.engine.tasks import BatchKey
+
+T = TypeVar("T")
 
 SMOOTHING = 0.2
 
@@ -14,6 +17,17 @@ KNEE = 0.95
 
 ENOUGH = 16
 """Measurements of a number of rows before its rate counts."""
+
+
+FIRST_AREA = 4 * 64 * 64
+"""Of all latents in the very first step of a model. A laptop takes minutes for a full batch of large pictures, and who
+makes no progress for minutes is taken for dead."""
+
+LONGEST_STEP_SECONDS = 60.0
+"""No more rows than these many seconds allow: as long a cancel waits, and whoever comes."""
+
+MAX_SHAPES = 1000
+"""Each scale of a LoRA makes shapes of its own; the oldest are forgotten."""
 
 
 class Costs:
@@ -26,9 +40,11 @@ class Costs:
 
     def record_step(self, key: BatchKey, num_rows: int, seconds: float) -> None:
         self._steps.setdefault(key, {}).setdefault(num_rows, _Measured()).add(seconds)
+        _forget_oldest(self._steps)
 
     def record_decode(self, key: BatchKey, seconds: float) -> None:
         self._decodes.setdefault(key, _Measured()).add(seconds)
+        _forget_oldest(self._decodes)
 
     def step_seconds(self, key: BatchKey, num_rows: int) -> float | None:
         """Of a step with so many rows: measured, or on the line between the nearest measured numbers, or in
@@ -72,11 +88,15 @@ class Costs:
         return 0.0 if like is None else _area(key) / _area(like) * self._decodes[like].value
 
     def rows_worth(self, key: BatchKey, most: int) -> int:
-        """The knee: the fewest rows with `KNEE` of the best row rate that `most` allow; `most` until one is known.
+        """The knee: the fewest rows with `KNEE` of the best row rate that `most` allow; `most` until one is known. Of a
+        model that has drawn nothing yet no more than FIRST_AREA has, and never more than take LONGEST_STEP_SECONDS.
 
         Half as many and twice as many are tried where they were not measured: a rate is best only
         beside its neighbours.
         """
+        row_seconds = self.row_seconds(key)
+        bearable = FIRST_AREA // _area(key) if row_seconds is None else LONGEST_STEP_SECONDS / (row_seconds or 1e-9)
+        most = min(most, max(1, int(bearable)))
         measured = self._steps.get(key, {}).items()
         rates = {n: n / each.least for n, each in measured if n <= most and each.count >= ENOUGH and each.least > 0}
         if not rates:
@@ -93,6 +113,11 @@ class Costs:
         # The same for a limit that is odd: one less is enough, where that is more than the knee.
         enough = max(twice - twice % 2, knee + 1)
         return knee if max(rates) >= enough else twice
+
+
+def _forget_oldest(known: dict[BatchKey, T]) -> None:
+    while len(known) > MAX_SHAPES:
+        del known[next(iter(known))]
 
 
 def _most_like(key: BatchKey, known: Iterable[BatchKey]) -> BatchKey | None:

@@ -57,13 +57,12 @@ class Rows:
         moved = sample(x, denoised, columns, remembered=_remembered(tasks), noise=_noise(tasks, scalars, self._model))
         # Most of those who look back remember the denoised latent as it is.
         kept = to_remember(x, denoised, columns) if scalars[:, E].any() else denoised
-        for task, latent, memory, row in zip(tasks, moved.unbind(), kept.unbind(), scalars, strict=True):
+        latents = [_with_known(task, latent) for task, latent in zip(tasks, moved.unbind(), strict=True)]
+        for task, latent, memory, row in zip(tasks, latents, kept.unbind(), scalars, strict=True):
             task.latent = latent
             if row[F] and task.table.depth:
                 task.remembered = (memory, *task.remembered)[: task.table.depth]
             task.cursor += 1
-            if task.known is not None:
-                task.latent = task.known.put_back(latent, task.sigma)
 
     def _predict(self, x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         if self._has_guidance:
@@ -78,6 +77,11 @@ class Rows:
             return denoised
         negative = denoised.index_select(0, self._negative_of_image)
         return torch.addcmul(negative, self._guidance, denoised[: len(self.batch.tasks)] - negative)
+
+
+def _with_known(task: ImageTask, latent: torch.Tensor) -> torch.Tensor:
+    """What a step has made of it, and where a mask says so what is known, under the noise of then."""
+    return latent if task.known is None else task.known.put_back(latent, task.next_sigma)
 
 
 def _remembered(tasks: tuple[ImageTask, ...]) -> list[torch.Tensor]:

@@ -93,11 +93,13 @@ class Scheduler:
 
     def admit(self, task: ImageTask) -> None:
         assignment = task.run.assignment
-        active = {waiting.task.run.assignment.key_id for waiting in self._waiting.values()}
-        if not active:
+        others = [waiting.task.run.assignment for waiting in self._waiting.values()]
+        if not others:
             self._served.clear()
-        if assignment.key_id not in active:
-            level = min((self._served[key_id] for key_id in active), default=0.0)
+        if all(each.key_id != assignment.key_id for each in others):
+            # Those of another priority say nothing: a lower one may have waited all the time.
+            peers = (each.key_id for each in others if each.priority == assignment.priority)
+            level = min((self._served[key_id] for key_id in peers), default=0.0)
             self._served[assignment.key_id] = max(self._served.get(assignment.key_id, 0.0), level)
         # Images of one run are due together, and the run counts once in what is usual.
         same = next((waiting for waiting in self._waiting.values() if waiting.task.run is task.run), None)

@@ -149,6 +149,11 @@ class ImageTask:
         return float(self.table.columns[self.cursor, SIGMA]) if self.num_steps_left else 0.0
 
     @property
+    def next_sigma(self) -> float:
+        """The noise it is under after its next step."""
+        return float(self.table.columns[self.cursor + 1, SIGMA]) if self.num_steps_left > 1 else 0.0
+
+    @property
     def num_steps_left(self) -> int:
         return len(self.table) - self.cursor
 

@@ -188,8 +188,10 @@ class Worker:
         except TryLater as error:
             # A full disk or a locked database is not the run's fault: it waits in the queue until there is room.
             log.error("given back", extra={"run_id": claim.run.id, "reason": error.message})
-            await asyncio.sleep(min(error.retry_after_seconds, self._settings.poll_seconds))
-            await self._give_back(held)
+            try:
+                await asyncio.sleep(min(error.retry_after_seconds, self._settings.poll_seconds))
+            finally:
+                await self._give_back(held)
         except SafelightError as error:
             await self._fail(held, error.code, error.message)
         except Exception as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from safelight.engine.costs import ENOUGH, Costs
+from safelight.engine.costs import ENOUGH, MAX_SHAPES, Costs
+from safelight.runs import LoraUse
 
 from .test_scheduler import SMALL
 
@@ -107,3 +110,19 @@ def test_a_rate_counts_once_it_was_measured_often_enough_and_other_work_hides_li
             costs.record_step(SMALL, rows, seconds * 5)
             costs.record_step(SMALL, rows, seconds)
     assert costs.rows_worth(SMALL, 16) == 2
+
+
+def test_the_first_step_of_a_model_that_draws_large_pictures_is_small() -> None:
+    costs, large = Costs(), replace(SMALL, latent_shape=(4, 96, 96))
+    assert costs.rows_worth(large, 16) == 1
+    costs.record_step(large, 2, 20.0)
+    assert costs.rows_worth(large, 16) == 6, "no more than a minute allows"
+    costs.record_step(large, 2, 0.2)
+    assert costs.rows_worth(large, 16) == 16
+
+
+def test_shapes_are_forgotten_when_there_are_very_many() -> None:
+    costs = Costs()
+    for number in range(2 * MAX_SHAPES):
+        costs.record_step(replace(SMALL, loras=(LoraUse("ink", number / 1000),)), 2, 1.0 + number)
+    assert len(costs._steps) == MAX_SHAPES

@@ -187,6 +187,16 @@ def test_who_returns_from_idleness_starts_level_and_owns_no_arrears() -> None:
     assert served == {"busy": 10, "back": 10}
 
 
+def test_who_waits_with_a_lower_priority_gives_newcomers_no_head_start() -> None:
+    costs = measured()
+    busy = make_task("busy", key_id="a", priority=1)
+    scheduler = scheduler_of(busy, make_task("low", key=LARGE, key_id="c"), max_rows=2, costs=costs)
+    assert Counter(name for [name] in serve(scheduler, 100, costs)) == {"busy": 100}
+    scheduler.admit(make_task("new", key_id="d", priority=1))
+    served = Counter(name for [name] in serve(scheduler, 20, costs))
+    assert served == {"busy": 10, "new": 10}
+
+
 @pytest.mark.parametrize("crowd", [{"a": [SMALL], "b": [LARGE]}, {"a": [SMALL, LARGE], "b": [LARGE]}])
 def test_keys_share_the_device_over_shapes_of_different_cost(crowd: dict[str, list[BatchKey]]) -> None:
     costs = measured()

@@ -13,7 +13,7 @@ from safelight.engine.events import EncodedPrompt
 from safelight.engine.models.base import Reading
 from safelight.engine.models.loading import load_model
 from safelight.engine.models.unet import UNetModel
-from safelight.engine.models.windows import Span, parse_weights
+from safelight.engine.models.windows import MAX_WEIGHT, MAX_WINDOWS, Span, parse_weights
 from safelight.runs import RunParams
 from safelight.testing import NUM_TOKENS, FakeModel, colour_of
 
@@ -48,6 +48,33 @@ def test_brackets_weigh_what_is_in_them(text: str, spans: list[tuple[str, float]
     assert [each.text for each in found] == [text for text, _ in spans]
     assert [each.weight for each in found] == pytest.approx([weight for _, weight in spans])
     assert all(isinstance(each, Span) for each in found)
+
+
+@pytest.mark.parametrize(
+    "text", ["(a" * 200_000, "(a)" * 200_000, "(" * 200_000 + "a" + ")" * 200_000, "a:" + "9" * 200_000]
+)
+def test_brackets_without_end_are_read_in_one_pass_and_weigh_no_more_than_the_most(text: str) -> None:
+    # Read again from each of them, these would take hours.
+    found = parse_weights(text)
+    assert "".join(each.text for each in found).count("a") == text.count("a")
+    assert max(each.weight for each in found) <= MAX_WEIGHT
+
+
+def test_numbers_without_end_weigh_the_most(pinhole: UNetModel) -> None:
+    pinhole.set_reading(Reading(is_weighted=True))
+    for number, expected in (("9" * 400, MAX_WEIGHT), ("-" + "9" * 400, -MAX_WEIGHT)):
+        assert parse_weights(f"((red:{number}):0)") == [Span("red", 0.0)]
+        assert parse_weights(f"(red:{number})") == [Span("red", expected)]
+    assert pinhole.encode("((red:1" + "0" * 50 + ") house)").hidden.isfinite().all()
+    pinhole.set_reading(Reading())
+
+
+def test_a_text_has_no_more_windows_than_the_most_and_says_what_was_cut(pinhole: UNetModel) -> None:
+    pinhole.set_reading(Reading(is_long=True))
+    endless = "house " * 4000
+    assert pinhole.count_windows(endless) == MAX_WINDOWS
+    assert pinhole.encode(endless, num_windows=MAX_WINDOWS).cut
+    pinhole.set_reading(Reading())
 
 
 def test_a_prompt_of_any_brackets_keeps_its_text() -> None:

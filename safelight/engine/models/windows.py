@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,15 @@ from safelight.engine.models.base import Reading
 MORE, LESS = 1.1, 1.0 / 1.1
 """What a pair of round and of square brackets without a number weighs, as A1111's users know it."""
 
-_SIGN = re.compile(r"\\[()\[\]\\]|[(\[]|:\s*([+-]?[0-9]*\.?[0-9]+)\s*\)|[)\]]|[^\\()\[\]:]+|.", re.DOTALL)
+MAX_WEIGHT = 100.0
+"""Of a piece, either way: a hundred brackets are no wish, and numbers without end make none."""
+
+MAX_WINDOWS = 32
+"""Of one text: they are encoded at once, and everybody else waits."""
+
+_SIGN = re.compile(
+    r"\\[()\[\]\\]|[(\[]|:\s*+([+-]?(?:[0-9]++(?:\.[0-9]++)?|\.[0-9]++))\s*+\)|[)\]]|[^\\()\[\]:]+|.", re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +67,11 @@ def window_of(tokenizer: CLIPTokenizer) -> int:
 
 
 def count_windows(tokenizer: CLIPTokenizer, text: str, reading: Reading) -> int:
-    """How many windows the text wants; one where it is cut."""
+    """How many windows the text wants, MAX_WINDOWS at most; one where it is cut."""
     if not reading.is_long:
         return 1
     num_tokens = len(_tokens_of(tokenizer, _spans_of(text, reading)))
-    return max(1, -(-num_tokens // (window_of(tokenizer) - 2)))
+    return min(MAX_WINDOWS, max(1, -(-num_tokens // (window_of(tokenizer) - 2))))
 
 
 def read_windows(tokenizer: CLIPTokenizer, text: str, reading: Reading, *, num_windows: int) -> Windows:
@@ -87,29 +95,56 @@ def read_windows(tokenizer: CLIPTokenizer, text: str, reading: Reading, *, num_w
 
 def parse_weights(text: str) -> list[Span]:
     r"""`(more)`, `[less]` and `(exactly:1.3)`, one inside another multiplied; `\(` is a bracket. What is opened and not
-    closed holds to the end, what is closed and not opened is text."""
-    spans: list[Span] = []
+    closed holds to the end, what is closed and not opened is text. No weight is over MAX_WEIGHT."""
+    pieces: list[str] = []
     opened: list[tuple[str, int]] = []
+    brackets: list[_Bracket] = []
     for found in _SIGN.finditer(text):
         sign = found[0]
         if sign in "([":
-            opened.append((sign, len(spans)))
+            opened.append((sign, len(pieces)))
         elif found[1] is not None and opened and opened[-1][0] == "(":
-            _multiply(spans, opened.pop()[1], float(found[1]))
+            brackets.append(_Bracket(opened.pop()[1], len(pieces), _bounded(float(found[1]))))
         elif sign in ")]" and opened and opened[-1][0] == "(["[")]".index(sign)]:
-            _multiply(spans, opened.pop()[1], MORE if sign == ")" else LESS)
+            brackets.append(_Bracket(opened.pop()[1], len(pieces), MORE if sign == ")" else LESS))
         else:
-            spans.append(Span(sign[1:] if sign[0] == "\\" and len(sign) == 2 else sign, 1.0))
-    for sign, first in opened:
-        _multiply(spans, first, MORE if sign == "(" else LESS)
-    return _joined(spans)
+            pieces.append(sign[1:] if sign[0] == "\\" and len(sign) == 2 else sign)
+    while opened:
+        sign, first = opened.pop()
+        brackets.append(_Bracket(first, len(pieces), MORE if sign == "(" else LESS))
+    return _joined(_weighed(pieces, brackets))
 
 
-def _multiply(spans: list[Span], first: int, weight: float) -> None:
-    spans[first:] = [Span(each.text, each.weight * weight) for each in spans[first:]]
+@dataclass(frozen=True, slots=True)
+class _Bracket:
+    """Weighs the pieces from `first` to before `end`."""
+
+    first: int
+    end: int
+    weight: float
 
 
-def _joined(spans: list[Span]) -> list[Span]:
+def _weighed(pieces: list[str], brackets: list[_Bracket]) -> Iterator[Span]:
+    """The pieces, each with the product of the brackets around it. One pass; inner brackets come before outer ones."""
+    beginning: dict[int, list[_Bracket]] = {}
+    for bracket in reversed(brackets):
+        beginning.setdefault(bracket.first, []).append(bracket)
+    around: list[tuple[int, float]] = []
+    for place, text in enumerate(pieces):
+        while around and around[-1][0] <= place:
+            around.pop()
+        for bracket in beginning.get(place, ()):
+            weight = bracket.weight * (around[-1][1] if around else 1.0)
+            if bracket.end > place:
+                around.append((bracket.end, _bounded(weight)))
+        yield Span(text, around[-1][1] if around else 1.0)
+
+
+def _bounded(weight: float) -> float:
+    return max(-MAX_WEIGHT, min(MAX_WEIGHT, weight))
+
+
+def _joined(spans: Iterable[Span]) -> list[Span]:
     joined: list[Span] = []
     for each in spans:
         if joined and joined[-1].weight == each.weight:
@@ -124,13 +159,17 @@ def _spans_of(text: str, reading: Reading) -> list[Span]:
 
 
 def _tokens_of(tokenizer: CLIPTokenizer, spans: list[Span]) -> list[_Token]:
-    def tokens() -> Iterator[_Token]:
-        for number, span in enumerate(spans):
-            found = tokenizer(span.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            for each, (start, _) in zip(found["input_ids"], found["offset_mapping"], strict=True):
-                yield _Token(each, span.weight, number, start)
-
-    return list(tokens())
+    if not spans:
+        return []
+    texts = [span.text for span in spans]
+    found = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return [
+        _Token(each, span.weight, number, start)
+        for number, (span, ids, places) in enumerate(
+            zip(spans, found["input_ids"], found["offset_mapping"], strict=True)
+        )
+        for each, (start, _) in zip(ids, places, strict=True)
+    ]
 
 
 def _end_of(spans: list[Span], unread: list[_Token]) -> str:
