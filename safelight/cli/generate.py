@@ -61,10 +61,7 @@ def generate(
     init_image: Annotated[str | None, typer.Option(metavar="FILE", help="A picture to begin from.")] = None,
     mask: asking.MaskOption = None,
     strength: asking.StrengthOption = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="torch device. Unset: the first of worker.devices, else the first GPU, else the CPU."),
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="Unset: of worker.devices, or the first GPU, or the CPU.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
