@@ -20,8 +20,8 @@ ENOUGH = 16
 
 
 FIRST_AREA = 4 * 64 * 64
-"""Of all latents in the very first step of a model. A laptop takes minutes for a full batch of large pictures, and who
-makes no progress for minutes is taken for dead."""
+"""Of all latents in the very first step of a model: a full batch of large pictures might take longer than who makes no
+progress is waited for."""
 
 LONGEST_STEP_SECONDS = 60.0
 """No more rows than these many seconds allow: as long a cancel waits, and whoever comes."""
