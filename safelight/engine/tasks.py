@@ -144,11 +144,6 @@ class ImageTask:
         return self.latent is not None and (self.known is not None or not has_kept_part)
 
     @property
-    def sigma(self) -> float:
-        """The noise it is under now."""
-        return float(self.table.columns[self.cursor, SIGMA]) if self.num_steps_left else 0.0
-
-    @property
     def next_sigma(self) -> float:
         """The noise it is under after its next step."""
         return float(self.table.columns[self.cursor + 1, SIGMA]) if self.num_steps_left > 1 else 0.0

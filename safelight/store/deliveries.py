@@ -46,6 +46,12 @@ DUE_AGAIN: Mapping[str, Any] = {
     "num_attempts_before_resend": deliveries.c.num_attempts,
 }
 
+WAS_DISABLED: dict[str, object] = {
+    "status": DeliveryStatus.FAILED,
+    "next_attempt_at": None,
+    "reason": "the endpoint was disabled",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
@@ -174,7 +180,7 @@ def add(connection: Connection, run: sa.Row[Any]) -> None:
     for endpoint in wanting:
         columns = _columns(run, endpoint.url, endpoint.host) | told | {"endpoint_id": endpoint.id}
         if endpoint.status != EndpointStatus.ENABLED:
-            columns |= {"status": DeliveryStatus.FAILED, "next_attempt_at": None, "reason": "the endpoint was disabled"}
+            columns |= WAS_DISABLED
         new.append(columns)
     if new:
         connection.execute(sa.insert(deliveries), new)
@@ -240,7 +246,7 @@ def _bring_back(connection: Connection, delivery_id: str) -> bool:
     try:
         values = endpoints.address_of(connection, row.endpoint_id, None)
     except Conflict:
-        values = {"status": DeliveryStatus.FAILED, "next_attempt_at": None, "reason": "the endpoint was disabled"}
+        values = WAS_DISABLED
     return bool(_change(connection, deliveries.c.id == delivery_id, values).status == DeliveryStatus.PENDING)
 
 
